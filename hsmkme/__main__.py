@@ -1,0 +1,5 @@
+"""``python -m hsmkme``."""
+
+from hsmkme.cli import main
+
+main()

@@ -1,0 +1,31 @@
+"""The HTTP surface: Flask, and nothing of Flask beyond this package."""
+
+from __future__ import annotations
+
+from flask import Flask, Response
+from werkzeug.exceptions import HTTPException
+
+from hsmkme.api.callers import Callers
+from hsmkme.api.problems import answer, http_problem, problem, unexpected
+from hsmkme.api.sae import blueprint
+from hsmkme.config import Config
+from hsmkme.errors import HsmkmeError
+from hsmkme.kme import Kme
+
+
+def create_app(config: Config, kme: Kme) -> Flask:
+    """The WSGI application of the SAE side."""
+    app = Flask("hsmkme", static_folder=None)
+    app.config["MAX_CONTENT_LENGTH"] = config.server.max_body_bytes
+    app.url_map.merge_slashes = False
+    app.register_blueprint(blueprint(kme, Callers(config.sae)))
+    app.register_error_handler(HsmkmeError, problem)
+    app.register_error_handler(HTTPException, http_problem)
+    app.register_error_handler(Exception, unexpected)
+
+    @app.get("/health", provide_automatic_options=False)
+    def health() -> Response:
+        """Alive: this process answers. Says nothing of keys, so it needs no certificate."""
+        return answer({"kme": config.kme_id})
+
+    return app

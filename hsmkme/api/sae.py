@@ -1,0 +1,70 @@
+"""ETSI GS QKD 014 V1.1.1 on the wire: a thin adapter over ``kme.Kme``. Wire names live here only."""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from collections.abc import Iterable
+
+from flask import Blueprint, Response, abort, request
+from werkzeug.exceptions import MethodNotAllowed
+
+from hsmkme.api import requests
+from hsmkme.api.callers import Callers
+from hsmkme.api.problems import answer
+from hsmkme.kme import Kme, Status
+from hsmkme.model import OpenKey
+
+METHODS = ["GET", "POST", "HEAD", "OPTIONS", "PUT", "PATCH", "DELETE"]
+
+
+def blueprint(kme: Kme, callers: Callers) -> Blueprint:
+    """The three methods under ``/api/v1/keys/``."""
+    sae = Blueprint("sae", __name__)
+
+    @sae.route(f"{requests.PREFIX}<path:_>", methods=METHODS, provide_automatic_options=False)
+    def dispatch(_: str) -> Response:
+        caller = callers.of(request.environ)
+        target = requests.target_of(request.environ.get("RAW_URI") or request.full_path)
+        if target is None:
+            abort(404, description="no such method: status, enc_keys and dec_keys exist")
+        sae_id, method = target
+        _allow(method)
+        if method == "status":
+            return answer(_status(kme.status(caller, sae_id)))
+        if method == "enc_keys":
+            return answer(_container(kme.get_key(caller, sae_id, requests.key_request(request, kme.limits))))
+        return answer(_container(kme.get_key_with_ids(caller, sae_id, requests.key_ids(request))))
+
+    return sae
+
+
+def _allow(method: str) -> None:
+    """Anything but the methods of the standard is refused before a key is touched: HEAD would consume one."""
+    allowed = ["GET"] if method == "status" else ["GET", "POST"]
+    if request.method not in allowed:
+        raise MethodNotAllowed(valid_methods=allowed, description=f"{method} takes {' and '.join(allowed)}")
+
+
+def _status(status: Status) -> dict[str, object]:
+    """Status data format, §6.1."""
+    limits = status.limits
+    return {
+        "source_KME_ID": status.source_kme,
+        "target_KME_ID": status.target_kme,
+        "master_SAE_ID": status.master,
+        "slave_SAE_ID": status.slave,
+        "key_size": limits.key_size,
+        "stored_key_count": status.stored_key_count,
+        "max_key_count": limits.max_key_count,
+        "max_key_per_request": limits.max_key_per_request,
+        "max_key_size": limits.max_key_size,
+        "min_key_size": limits.min_key_size,
+        "max_SAE_ID_count": limits.max_sae_id_count,
+    }
+
+
+def _container(keys: Iterable[OpenKey]) -> dict[str, object]:
+    """Key container data format, §6.3: the one place where key bytes leave the KME."""
+    return {
+        "keys": [{"key_ID": str(key.key_id), "key": b64encode(key.material.reveal()).decode()} for key in keys]
+    }

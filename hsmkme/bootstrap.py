@@ -1,0 +1,147 @@
+"""The composition root: from a configuration file to working objects, built in the process that uses them."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import resource
+import stat
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from flask import Flask
+
+from hsmkme import config as configuration
+from hsmkme.api import create_app
+from hsmkme.audit import AuditChain
+from hsmkme.config import Config, TokenSection
+from hsmkme.custody import Custody
+from hsmkme.drivers.spool import Spool
+from hsmkme.errors import OperatorFault
+from hsmkme.hsm import Token, TokenAddress, load_profile
+from hsmkme.intake import Intake
+from hsmkme.kme import Kme
+from hsmkme.model import Entry
+from hsmkme.store import Store
+from hsmkme.upkeep import Duty, Upkeep
+
+log = logging.getLogger(__name__)
+
+CONFIG_VARIABLE: Final = "HSMKME_CONFIG"
+SPOOL_SECONDS: Final = 1.0
+_PR_SET_DUMPABLE: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a process of one KME works with."""
+
+    config: Config
+    token: Token
+    store: Store
+    custody: Custody
+
+    def kme(self) -> Kme:
+        """The key delivery service."""
+        return Kme(self.config.kme_id, self.custody, self.store, self.config.keys, time.time)
+
+    def intake(self) -> Intake:
+        """Where drivers deposit."""
+        return Intake(self.custody, self.config.kme_id, self.config.links, self.config.keys.max_key_count)
+
+    def upkeep(self) -> Upkeep:
+        """The duties."""
+        return Upkeep(self.config, self.custody, self.store, time.time)
+
+
+def open_store(config: Config) -> Store:
+    """The store of ``config``; it must have been migrated."""
+    if not config.store.exists():
+        raise OperatorFault(f"there is no store at {config.store}: run `hsmkme migrate`")
+    return Store(config.store, AuditChain(), time.time)
+
+
+def open_token(config: Config) -> Token:
+    """The token of ``config``, logged in."""
+    section = config.token
+    return Token(token_address(section), pin_source(section.pin_file), block_keys=section.block_keys)
+
+
+def custody_of(token: Token, store: Store) -> Custody:
+    """Custody of both, after comparing the master keys."""
+    return Custody(token, store, time.time)
+
+
+def open_parts(path: Path) -> Parts:
+    """Everything, for the configuration at ``path``. Core dumps are off from here on."""
+    forbid_core_dumps()
+    config = configuration.load(path)
+    log.info("configuration %s SHA-256 %s", path, configuration.digest(path))
+    store = open_store(config)
+    store.registry.admit_links(config.links, Entry("link.admit", "config"))
+    token = open_token(config)
+    return Parts(config, token, store, custody_of(token, store))
+
+
+def admit_first_epoch(store: Store, check_value: str, transcript: str) -> None:
+    """Make ``master/1`` the active epoch; ``transcript`` is the digest of the ceremony's transcript."""
+    store.registry.admit_epoch(1, check_value, Entry("epoch.activate", "ceremony", {"transcript": transcript}))
+
+
+def upkeep_with_spools(parts: Parts) -> Upkeep:
+    """The duties, with a sweep of every configured spool among them."""
+    upkeep, intake = parts.upkeep(), parts.intake()
+    for section in parts.config.spool:
+        bits, keys = parts.config.link_named(section.link).key_bits, parts.config.keys.block_keys
+        spool = Spool(section.directory, section.link, bits, keys, section.format)
+        spool.prepare()
+        sweep = partial(spool.sweep, intake.take)
+        upkeep.duties.append(Duty(f"spool {section.directory}", SPOOL_SECONDS, sweep))
+    return upkeep
+
+
+def token_address(section: TokenSection) -> TokenAddress:
+    """Where the configured token is."""
+    profile = load_profile(section.profile)
+    return TokenAddress(
+        profile,
+        section.module or Path(profile.module),
+        section.label,
+        section.serial,
+        section.softhsm_conf,
+        section.module_sha256,
+    )
+
+
+def pin_source(path: Path) -> Callable[[], str]:
+    """Reads the PIN from the file at ``path`` when it is asked for; refuses a file that others may read."""
+
+    def read() -> str:
+        try:
+            if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+                raise OperatorFault(f"{path} can be read by others: chmod 0400 {path}")
+            return path.read_text(encoding="utf-8").strip()
+        except OSError as error:
+            raise OperatorFault(f"the PIN file {path} cannot be read: {error.strerror}") from error
+
+    return read
+
+
+def forbid_core_dumps() -> None:
+    """No core file of a process that holds keys, and no attaching by other processes of the user."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+
+
+def application() -> Flask:
+    """The WSGI application for the configuration that HSMKME_CONFIG names."""
+    path = os.environ.get(CONFIG_VARIABLE)
+    if not path:
+        raise OperatorFault(f"set {CONFIG_VARIABLE} to the path of the configuration file")
+    parts = open_parts(Path(path))
+    return create_app(parts.config, parts.kme())

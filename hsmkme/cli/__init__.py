@@ -1,0 +1,58 @@
+"""The command line. Exit status: 0 done, 1 refused or found wrong, 2 wrong usage, 75 try again later."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Final
+
+import click
+
+from hsmkme import __version__
+from hsmkme.cli import audit, ceremony, demo, deposit, operate, registry
+from hsmkme.cli.shared import CONFIG_OPTION, Settings
+from hsmkme.errors import AuditBroken, ConfigRefused, HsmkmeError, PoolFull, StoreUnavailable, TokenUnavailable
+
+TRY_AGAIN: Final = 75
+_PASSING = (PoolFull, StoreUnavailable, TokenUnavailable)
+
+
+class _Group(click.Group):
+    """Prints what was refused in one line, without a traceback."""
+
+    def invoke(self, context: click.Context) -> object:
+        try:
+            return super().invoke(context)
+        except ConfigRefused as refusal:
+            for finding in refusal.findings:
+                click.echo(finding, err=True)
+            sys.exit(1)
+        except AuditBroken as error:
+            click.echo(f"BROKEN  row {error.row}: {error}", err=True)
+            sys.exit(1)
+        except HsmkmeError as error:
+            click.echo(f"hsmkme: {error}", err=True)
+            sys.exit(TRY_AGAIN if isinstance(error, _PASSING) else 1)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+@CONFIG_OPTION
+@click.option("-v", "--verbose", is_flag=True, help="Show what the program logs.")
+@click.pass_context
+def main(context: click.Context, config: str | None, verbose: bool) -> None:
+    """A Key Management Entity for quantum key distribution whose keys live inside a PKCS#11 token."""
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
+    context.obj = Settings(config)
+
+
+for command in (
+    *(operate.check, operate.migrate, operate.serve, operate.upkeep),
+    *(deposit.deposit, deposit.simulate),
+    *(registry.sae, registry.pair, registry.link),
+    *(audit.audit, ceremony.ceremony, demo.demo),
+):
+    main.add_command(command)

@@ -1,0 +1,94 @@
+"""audit: the log, for people and for auditors."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import click
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+from hsmkme import bootstrap, verify
+from hsmkme.cli.shared import JSON_OPTION, config_path, console, load_config, show, with_config
+from hsmkme.errors import AuditBroken
+
+
+@click.group()
+def audit() -> None:
+    """The tamper-evident log of everything that happened to a key."""
+
+
+@audit.command("verify")
+@with_config
+@JSON_OPTION
+def audit_verify(config: str | None, as_json: bool) -> None:
+    """Check every row, every seal, and that nothing is missing. Exit status 1 names the first bad row."""
+    parts = bootstrap.open_parts(config_path(config))
+    key = load_pem_public_key(parts.custody.audit_public_key())
+    if not isinstance(key, ec.EllipticCurvePublicKey):
+        raise AuditBroken("the audit key is not an EC key", 0)
+    try:
+        report = verify.verify(parts.custody.export_log(parts.config.kme_id), key)
+    except verify.BrokenError as error:
+        raise AuditBroken(str(error).partition(": ")[2], error.row) from error
+    if as_json:
+        click.echo(json.dumps({"good": True, **report}))
+        return
+    console.print(
+        f"[green]good[/green]    {report['rows']} rows, {report['seals']} seals, sealed through row "
+        f"{report['sealed_through']}"
+    )
+
+
+@audit.command("export")
+@click.argument("file", type=click.Path(path_type=Path))
+@with_config
+def audit_export(file: Path, config: str | None) -> None:
+    """Write the whole log to FILE, for `verify.py`. An existing file is not overwritten."""
+    parts = bootstrap.open_parts(config_path(config))
+    try:
+        descriptor = os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+    except OSError as error:
+        raise click.UsageError(f"{file}: {error.strerror}") from error
+    with os.fdopen(descriptor, "w", encoding="utf-8") as output:
+        for line in parts.custody.export_log(parts.config.kme_id):
+            output.write(line + "\n")
+    click.echo(f"{file}: check it with `python verify.py {file} PUBLIC_KEY`")
+
+
+@audit.command("key")
+@with_config
+def audit_key(config: str | None) -> None:
+    """Print the public key that verifies seals and exports (PEM)."""
+    click.echo(bootstrap.open_parts(config_path(config)).custody.audit_public_key().decode(), nl=False)
+
+
+@audit.command("show")
+@click.option("--last", type=int, default=20, show_default=True, help="How many rows.")
+@click.option("--alarms", is_flag=True, help="Only alarms.")
+@with_config
+@JSON_OPTION
+def audit_show(last: int, alarms: bool, config: str | None, as_json: bool) -> None:
+    """The latest rows."""
+    store = bootstrap.open_store(load_config(config))
+    rows = [json.loads(row.text) for row in store.log.latest(last, "alarm." if alarms else "")]
+    if as_json:
+        click.echo(json.dumps(rows))
+        return
+    shown = ("seq", "at", "event", "actor")
+    show(
+        [{**row, "facts": _facts({k: v for k, v in row.items() if k not in shown})} for row in rows],
+        (*shown, "facts"),
+        as_json=False,
+    )
+
+
+def _facts(facts: dict[str, object]) -> str:
+    """Facts of a row in one cell; long lists of keys by their number."""
+    parts = []
+    for name, value in facts.items():
+        long = isinstance(value, list) and len(value) > 2
+        parts.append(f"{name}={len(value)} of them" if long else f"{name}={value}")  # type: ignore[arg-type]
+    return "  ".join(parts)

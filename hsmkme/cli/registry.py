@@ -1,0 +1,93 @@
+"""sae, pair, link: who may exchange keys, and over what."""
+
+from __future__ import annotations
+
+import click
+
+from hsmkme import bootstrap
+from hsmkme.cli.shared import JSON_OPTION, load_config, operator, show, with_config
+from hsmkme.model import Entry
+
+
+@click.group()
+def sae() -> None:
+    """The SAEs this KME knows."""
+
+
+@sae.command("add")
+@click.argument("sae_id")
+@click.option("--kme", help="The KME that serves it. Default: this one.")
+@with_config
+def sae_add(sae_id: str, kme: str | None, config: str | None) -> None:
+    """Register an SAE."""
+    settings = load_config(config)
+    store = bootstrap.open_store(settings)
+    new = store.registry.add_sae(sae_id, kme or settings.kme_id, Entry("sae.add", operator()))
+    click.echo(f"{sae_id}: {'registered' if new else 'was registered already'}")
+
+
+@sae.command("revoke")
+@click.argument("sae_id")
+@with_config
+def sae_revoke(sae_id: str, config: str | None) -> None:
+    """Refuse every later request of an SAE."""
+    revoked = bootstrap.open_store(load_config(config)).registry.revoke_sae(sae_id, Entry("sae.revoke", operator()))
+    click.echo(f"{sae_id}: {'revoked' if revoked else 'was revoked already'}")
+
+
+@sae.command("list")
+@with_config
+@JSON_OPTION
+def sae_list(config: str | None, as_json: bool) -> None:
+    """Every SAE."""
+    saes = bootstrap.open_store(load_config(config)).registry.all_saes()
+    rows = [{"sae": s.sae_id, "kme": s.kme_id, "state": "revoked" if s.revoked else "active"} for s in saes]
+    show(rows, ("sae", "kme", "state"), as_json=as_json)
+
+
+@click.group()
+def pair() -> None:
+    """Which slave SAE may share keys of which master SAE."""
+
+
+@pair.command("allow")
+@click.argument("master")
+@click.argument("slave")
+@with_config
+def pair_allow(master: str, slave: str, config: str | None) -> None:
+    """Let SLAVE share keys that MASTER asks for."""
+    new = bootstrap.open_store(load_config(config)).registry.allow(master, slave, Entry("pair.allow", operator()))
+    click.echo(f"{master} → {slave}: {'allowed' if new else 'was allowed already'}")
+
+
+@pair.command("deny")
+@click.argument("master")
+@click.argument("slave")
+@with_config
+def pair_deny(master: str, slave: str, config: str | None) -> None:
+    """End what `allow` allowed; keys not yet collected are not handed out any more."""
+    ended = bootstrap.open_store(load_config(config)).registry.deny(master, slave, Entry("pair.deny", operator()))
+    click.echo(f"{master} → {slave}: {'denied' if ended else 'was not allowed'}")
+
+
+@pair.command("list")
+@with_config
+@JSON_OPTION
+def pair_list(config: str | None, as_json: bool) -> None:
+    """Every pair that is allowed."""
+    pairs = bootstrap.open_store(load_config(config)).registry.pairs()
+    show([{"master": m, "slave": s} for m, s in pairs], ("master", "slave"), as_json=as_json)
+
+
+@click.group()
+def link() -> None:
+    """The QKD links."""
+
+
+@link.command("list")
+@with_config
+@JSON_OPTION
+def link_list(config: str | None, as_json: bool) -> None:
+    """Every link, and how many keys can be claimed from it."""
+    pools = bootstrap.open_store(load_config(config)).registry.pools()
+    show(pools, ("link", "peer", "state", "key_bits", "ready"), as_json=as_json)

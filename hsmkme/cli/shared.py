@@ -1,0 +1,72 @@
+"""What every command shares: where the configuration is, and how results are shown."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from hsmkme import bootstrap
+from hsmkme import config as configuration
+from hsmkme.config import Config
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+console = Console(highlight=False)
+
+CONFIG_OPTION = click.option(
+    "--config",
+    "config",
+    metavar="FILE",
+    help="The configuration file. Default: $HSMKME_CONFIG, or hsmkme.toml here.",
+)
+JSON_OPTION = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The ``--config`` given before the command, if any."""
+
+    config: str | None
+
+
+def with_config(function: Function) -> Function:
+    """Give a command ``--config`` too, so that it may stand before or after the command's name."""
+    return CONFIG_OPTION(function)
+
+
+def config_path(given: str | None) -> Path:
+    """Which configuration file is meant."""
+    settings = click.get_current_context().find_object(Settings)
+    outer = settings.config if settings else None
+    return Path(given or outer or os.environ.get(bootstrap.CONFIG_VARIABLE) or "hsmkme.toml")
+
+
+def load_config(given: str | None) -> Config:
+    """The configuration that is meant."""
+    return configuration.load(config_path(given))
+
+
+def operator() -> str:
+    """Who gives the command, for the audit log."""
+    return f"operator:{getpass.getuser()}"
+
+
+def show(rows: Sequence[Mapping[str, object]], columns: Iterable[str], *, as_json: bool) -> None:
+    """Print rows as a table, or as a JSON array."""
+    if as_json:
+        click.echo(json.dumps(list(rows), default=str))
+        return
+    names = list(columns)
+    table = Table(*names, box=None, header_style="bold", pad_edge=False)
+    for row in rows:
+        table.add_row(*("" if row.get(name) is None else str(row.get(name)) for name in names))
+    console.print(table)

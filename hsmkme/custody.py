@@ -1,0 +1,142 @@
+"""The only working module that holds the token and the store.
+
+Every way in which a key comes into being, leaves or ends is a method here, and each lists the order of
+its durable writes. Rule of order: a key is handed out only after the commit that says so, and the audit
+record is in that commit.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from uuid import UUID
+
+from hsmkme.audit import export_digest, export_header, export_lines, seal_digest, signed_header, timestamp
+from hsmkme.errors import AuditBroken, OperatorFault, RecordFault, StoreError, TokenError
+from hsmkme.hsm.token import Token
+from hsmkme.model import BlockName, Clock, Demand, Entry, HeldKey, OpenKey, RawBlock, Seal, SealedKey
+from hsmkme.states import BlockState, EpochState
+from hsmkme.store import Outcome, Store
+
+log = logging.getLogger(__name__)
+
+
+class Custody:
+    """Token and store of one KME. Raises `OperatorFault` if the token's master keys are not the store's."""
+
+    def __init__(self, token: Token, store: Store, clock: Clock) -> None:
+        self._token = token
+        self._store = store
+        self._clock = clock
+        self._epoch = self._check_epochs()
+
+    def _check_epochs(self) -> int:
+        """Compare the check value of every epoch in use with the token's; returns the active epoch."""
+        active = None
+        for epoch, state, expected in self._store.registry.epochs():
+            if state is EpochState.DESTROYED:
+                continue
+            if self._token.check_value(epoch) != expected:
+                raise OperatorFault(f"master/{epoch} of this token is not the key that this store was sealed under")
+            active = epoch if state is EpochState.ACTIVE else active
+        if active is None:
+            raise OperatorFault("the store knows no active master key: run `hsmkme ceremony first`")
+        return active
+
+    def deposit(self, block: RawBlock, state: BlockState, limit: int, actor: str) -> Outcome:
+        """Seal a block in the token and store it.
+
+        Durable writes: one commit with block, segments and audit row. A crash before it leaves nothing: the
+        device still has the block. Raises what `store.Blocks.deposit` refuses; ``limit`` is in keys.
+        """
+        sealed = self._token.seal(block, self._epoch)
+        return self._store.blocks.deposit(sealed, state, limit, Entry("block.deposit", actor))
+
+    def release(self, demand: Demand, actor: str) -> list[OpenKey]:
+        """Claim keys for a relation and open them for its master.
+
+        Durable writes: 1. one commit with cursors, key rows and audit row; the keys count as delivered from
+        then on. 2. only if they cannot be opened: one commit that voids them. A crash between burns keys.
+        The token answers before anything is claimed, so that a failing token burns none.
+        """
+        self._token.prove_if_idle(self._epoch)
+        keys = self._store.blocks.claim(demand, Entry("key.deliver", actor))
+        try:
+            return self._token.open(keys)
+        except TokenError as error:
+            self._burn(keys, error)
+            raise
+
+    def held(self, key_ids: Sequence[UUID]) -> dict[UUID, HeldKey]:
+        """What is known of claimed keys."""
+        return self._store.keys.held(key_ids)
+
+    def collect(self, slave: str, keys: Sequence[SealedKey], actor: str) -> list[OpenKey]:
+        """Open keys for one slave of their relation.
+
+        The token opens them first, so that a failing token costs the slave nothing; they are handed out
+        only after the commit. Durable writes: one commit with key rows, erased segments and audit row.
+        Raises `KeyNotHeld` if another request collected one meanwhile: nothing is handed out then.
+        """
+        try:
+            opened = self._token.open(keys)
+        except RecordFault as fault:
+            self._quarantine(fault, actor)
+            raise
+        self._store.keys.collect(slave, [key.key_id for key in keys], Entry("key.collect", actor))
+        return opened
+
+    def _burn(self, keys: Sequence[SealedKey], error: TokenError) -> None:
+        """Void keys that were claimed and cannot be opened; freeze the block if it is to blame."""
+        if isinstance(error, RecordFault):
+            self._quarantine(error, "kme")
+        try:
+            self._store.keys.void(
+                [key.key_id for key in keys], Entry("key.void", "kme", {"reason": type(error).__name__})
+            )
+        except StoreError:
+            log.exception("claimed keys could not be voided; they expire uncollected")
+
+    def _quarantine(self, fault: RecordFault, actor: str) -> None:
+        log.error("ALARM %s: quarantined", fault)
+        self._store.blocks.freeze(BlockName(fault.link_id, fault.block_id), Entry("alarm.block-tampered", actor))
+
+    def seal_log(self) -> Seal | None:
+        """Sign the last row of the log; None if it is sealed already.
+
+        Durable writes: one commit with the seal, after the signature.
+        """
+        seq, row = self._store.log.head()
+        last = self._store.log.last_seal()
+        if last is not None and last.seq > seq:
+            raise _cut(last.seq, seq)
+        if seq == 0 or (last is not None and last.seq == seq):
+            return None
+        signature = self._token.sign(seal_digest(seq, row))
+        seal = Seal(seq, row, timestamp(self._clock()), signature)
+        self._store.log.add_seal(seal)
+        return seal
+
+    def export_log(self, kme_id: str) -> Iterator[str]:
+        """The lines of an export of the audit log, its header signed by the token. Reads only.
+
+        Raises `AuditBroken` if a sealed row is gone from the end.
+        """
+        with self._store.log.snapshot() as log_now:
+            if log_now.seals and log_now.seals[-1].seq > log_now.seq:
+                raise _cut(log_now.seals[-1].seq, log_now.seq)
+            header = export_header(kme_id, log_now.seq, log_now.hash, timestamp(self._clock()))
+            yield signed_header(header, self._token.sign(export_digest(header)))
+            yield from export_lines(log_now.rows, log_now.seals)
+
+    def block_id_of(self, block: RawBlock) -> str:
+        """A block id for bytes that came without one: the same bytes get the same id, at this KME only."""
+        return self._token.digest(block)[:16].hex()
+
+    def audit_public_key(self) -> bytes:
+        """The key that verifies seals, PEM."""
+        return self._token.audit_public_key()
+
+
+def _cut(sealed: int, last: int) -> AuditBroken:
+    return AuditBroken(f"the log was cut: row {sealed} was sealed and row {last} is the last", last + 1)

@@ -1,0 +1,74 @@
+"""One exchange of one key between two SAEs of a demo, shown step by step."""
+
+from __future__ import annotations
+
+import hmac
+import http.client
+import json
+import ssl
+from base64 import b64decode
+from typing import Any
+from urllib.parse import urlsplit
+
+from rich.console import Console
+from rich.panel import Panel
+from rich.table import Table
+
+from hsmkme.errors import OperatorFault
+
+
+def exchange(console: Console, demo: dict[str, Any]) -> str:
+    """``sae-1`` gets a key, ``sae-2`` collects it; the bytes are compared and not shown. Returns the key_ID."""
+    master, slave = demo["saes"][:2]
+    steps = Table("step", "who", "asks", "answer", box=None, header_style="bold")
+    before = _call(demo, master, f"{slave['id']}/status")
+    steps.add_row("1", master["id"], "Get status", f"{before['stored_key_count']} keys for {slave['id']}")
+    (fetched,) = _call(demo, master, f"{slave['id']}/enc_keys")["keys"]
+    steps.add_row("2", master["id"], "Get key (enc_keys)", f"key_ID {fetched['key_ID']}")
+    (collected,) = _call(demo, slave, f"{master['id']}/dec_keys", {"key_IDs": [{"key_ID": fetched["key_ID"]}]})["keys"]
+    steps.add_row("3", slave["id"], "Get key with key IDs (dec_keys)", f"key_ID {collected['key_ID']}")
+    same = hmac.compare_digest(fetched["key"], collected["key"]) and fetched["key_ID"] == collected["key_ID"]
+    steps.add_row("4", "", "compared, not shown", _verdict(same, len(b64decode(fetched["key"])) * 8))
+    after = _call(demo, master, f"{slave['id']}/status")
+    steps.add_row("5", master["id"], "Get status", f"{after['stored_key_count']} keys left")
+    console.print(Panel(steps, title="One key for two SAEs (ETSI GS QKD 014)", border_style="cyan"))
+    if not same:
+        raise OperatorFault("the two SAEs did not get the same key")
+    return str(fetched["key_ID"])
+
+
+def curl_lines(demo: dict[str, Any]) -> list[str]:
+    """Commands to paste."""
+    master, slave = demo["saes"][:2]
+    url = demo["kmes"][0]["url"]
+    base = f"curl -s --cacert {demo['ca']}"
+    return [
+        f"{base} --cert {master['cert']} --key {master['key']} {url}/api/v1/keys/{slave['id']}/status",
+        f"{base} --cert {master['cert']} --key {master['key']} {url}/api/v1/keys/{slave['id']}/enc_keys",
+        f"{base} --cert {slave['cert']} --key {slave['key']} "
+        f"'{url}/api/v1/keys/{master['id']}/dec_keys?key_ID=KEY_ID'",
+    ]
+
+
+def _verdict(same: bool, bits: int) -> str:
+    return f"[green]both have the same {bits} bits[/green]" if same else "[red]the bytes differ[/red]"
+
+
+def _call(demo: dict[str, Any], sae: dict[str, str], path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+    kme = next(kme for kme in demo["kmes"] if kme["id"] == sae["kme"])
+    context = ssl.create_default_context(cafile=demo["ca"])
+    context.load_cert_chain(sae["cert"], sae["key"])
+    where = urlsplit(kme["url"])
+    connection = http.client.HTTPSConnection(str(where.hostname), where.port, timeout=30, context=context)
+    try:
+        if body is None:
+            connection.request("GET", f"/api/v1/keys/{path}")
+        else:
+            connection.request("POST", f"/api/v1/keys/{path}", json.dumps(body), {"Content-Type": "application/json"})
+        answer = connection.getresponse()
+        content: dict[str, Any] = json.loads(answer.read())
+    finally:
+        connection.close()
+    if answer.status != 200:
+        raise OperatorFault(f"{sae['id']} {path}: HTTP {answer.status}: {content.get('message')}")
+    return content

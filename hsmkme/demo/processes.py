@@ -1,0 +1,142 @@
+"""Starting a demo's processes in the background, waiting until they answer, and ending them."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
+
+from hsmkme.demo.world import World
+from hsmkme.errors import OperatorFault
+
+READY_SECONDS: Final = 60
+STOP_SECONDS: Final = 40
+
+
+def up(world: World) -> dict[str, Any]:
+    """Make what is missing, start what does not run, return when it answers; the content of ``demo.json``."""
+    running = pids_of(world.directory)
+    if running:
+        world.say(f"runs already: pids {running}")
+        return describe(world.directory)
+    _refuse_taken_port(world.port)
+    world.prepare()
+    pids = [_start(world, "serve"), _start(world, "upkeep")]
+    description = world.describe(pids)
+    _write(world.description_path, description)
+    try:
+        _wait_until_ready(world, pids)
+    except OperatorFault:
+        down(world.directory)
+        raise
+    return description
+
+
+def down(directory: Path) -> list[int]:
+    """End the processes of the demo in ``directory``, and only those; returns their pids."""
+    pids = pids_of(directory)
+    for pid in pids:
+        os.kill(pid, signal.SIGTERM)
+    deadline = time.monotonic() + STOP_SECONDS
+    for pid in pids:
+        while _runs(pid, directory):
+            if time.monotonic() > deadline:
+                os.kill(pid, signal.SIGKILL)
+            time.sleep(0.05)
+    if (directory / "demo.json").exists():
+        description = describe(directory)
+        for kme in description["kmes"]:
+            kme["pids"] = []
+        _write(directory / "demo.json", description)
+    return pids
+
+
+def describe(directory: Path) -> dict[str, Any]:
+    """The content of ``demo.json``; raises `OperatorFault` where there is no demo."""
+    try:
+        content: dict[str, Any] = json.loads((directory / "demo.json").read_text())
+    except OSError as error:
+        raise OperatorFault(f"{directory} holds no demo: run `hsmkme demo up {directory}`") from error
+    return content
+
+
+def pids_of(directory: Path) -> list[int]:
+    """The processes of the demo in ``directory`` that run."""
+    if not (directory / "demo.json").exists():
+        return []
+    pids = [pid for kme in describe(directory)["kmes"] for pid in kme["pids"]]
+    return [pid for pid in pids if _runs(pid, directory)]
+
+
+def _runs(pid: int, directory: Path) -> bool:
+    """Whether ``pid`` is one of ours still: the number may belong to another process by now."""
+    with suppress(ChildProcessError):  # started by an earlier command
+        os.waitpid(pid, os.WNOHANG)
+    try:
+        command = Path(f"/proc/{pid}/cmdline").read_bytes()
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    # A process has no command line for a moment while it is being started.
+    return state != "Z" and (not command or str(directory).encode() in command)
+
+
+def _start(world: World, command: str) -> int:
+    log = world.kme_directory / f"{command}.log"
+    arguments = [sys.executable, "-m", "hsmkme", "--config", str(world.config_path), command]
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            arguments, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+        )
+    process.returncode = 0  # it outlives this command on purpose; do not warn about it
+    return process.pid
+
+
+def _wait_until_ready(world: World, pids: list[int]) -> None:
+    deadline = time.monotonic() + READY_SECONDS
+    while not _answers(world):
+        if len(pids_of(world.directory)) < len(pids) or time.monotonic() > deadline:
+            logs = ", ".join(str(path) for path in sorted(world.kme_directory.glob("*.log")))
+            raise OperatorFault(f"the KME did not start; see {logs}\n{_tail(world.kme_directory / 'serve.log')}")
+        time.sleep(0.1)
+
+
+def _answers(world: World) -> bool:
+    context = ssl.create_default_context(cafile=str(world.directory / "ca" / "ca.pem"))
+    connection = http.client.HTTPSConnection("localhost", world.port, timeout=5, context=context)
+    try:
+        connection.request("GET", "/health")
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def _tail(path: Path) -> str:
+    return "\n".join(path.read_text(errors="replace").splitlines()[-15:]) if path.exists() else ""
+
+
+def _refuse_taken_port(port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise OperatorFault(f"port {port} is taken: stop what uses it or name another with --port") from error
+
+
+def _write(path: Path, description: dict[str, Any]) -> None:
+    """Replace the file whole: a reader never sees half of it."""
+    new = path.with_suffix(".new")
+    new.write_text(json.dumps(description, indent=2) + "\n")
+    new.replace(path)

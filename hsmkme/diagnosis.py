@@ -1,0 +1,56 @@
+"""Everything that is wrong with a KME, found at once: each check is made whatever the others find."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from hsmkme import bootstrap, server
+from hsmkme import config as configuration
+from hsmkme.config import Config
+from hsmkme.errors import ConfigRefused, HsmkmeError
+from hsmkme.hsm import Token
+from hsmkme.store import Store
+
+
+def findings(path: Path) -> list[str]:
+    """One line for each thing wrong; none when the KME can be started."""
+    try:
+        config = configuration.load(path)
+    except ConfigRefused as refusal:
+        return list(refusal.findings)
+    return [*server.check_files(config.server), *_spools(config), *_token_and_store(config)]
+
+
+def _spools(config: Config) -> Iterator[str]:
+    for spool in config.spool:
+        if spool.directory.exists() and not spool.directory.is_dir():
+            yield f"spool.directory: {spool.directory} is not a directory"
+
+
+def _token_and_store(config: Config) -> Iterator[str]:
+    store: list[Store] = []
+    token: list[Token] = []
+    yield from _attempt("store", lambda: store.append(bootstrap.open_store(config)))
+    if store:
+        yield from _attempt("store", lambda: _links(config, store[0]))
+    yield from _attempt("token", lambda: token.append(bootstrap.open_token(config)))
+    if token:
+        yield from _attempt("token", lambda: token[0].audit_public_key() and None)
+        if store:
+            yield from _attempt("token", lambda: bootstrap.custody_of(token[0], store[0]) and None)
+        token[0].close()
+
+
+def _links(config: Config, store: Store) -> None:
+    known = {str(row["link"]): str(row["peer"]) for row in store.registry.pools()}
+    for link in config.links:
+        if known.get(link.link_id, link.peer) != link.peer:
+            raise ConfigRefused([f"link {link.link_id} goes to {known[link.link_id]}, not to {link.peer}"])
+
+
+def _attempt(subject: str, act: Callable[[], object]) -> Iterator[str]:
+    try:
+        act()
+    except HsmkmeError as error:
+        yield f"{subject}: {error}"

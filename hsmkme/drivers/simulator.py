@@ -1,0 +1,52 @@
+"""A QKD device in software: blocks from a seed, so that two KMEs with the same seed hold the same blocks.
+
+For demonstrations and tests only: whoever knows the seed knows the keys.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from hsmkme.drivers.keyfile import check_key_bits
+from hsmkme.model import BlockName, KeyMaterial, RawBlock
+
+
+@dataclass(frozen=True, slots=True)
+class Simulator:
+    """``count`` keys of ``key_bits`` for ``link_id``, in blocks of ``block_keys``.
+
+    ``rate`` is in keys per second, 0 for as fast as they are taken. ``start`` is the number of the first
+    block: block *n* is the same whoever makes it.
+    """
+
+    link_id: str
+    seed: bytes
+    key_bits: int
+    block_keys: int
+    count: int
+    rate: float = 0.0
+    start: int = 0
+    name: str = "simulator"
+    sleep: Callable[[float], None] = time.sleep
+
+    def blocks(self) -> Iterator[RawBlock]:
+        """The blocks, at the rate set."""
+        check_key_bits(self.key_bits)
+        made, number = 0, self.start
+        while made < self.count:
+            keys = min(self.block_keys, self.count - made)
+            yield self.block(number, keys)
+            made, number = made + keys, number + 1
+            if self.rate:
+                self.sleep(keys / self.rate)
+
+    def block(self, number: int, keys: int) -> RawBlock:
+        """Block ``number`` with ``keys`` keys: SHAKE-256 over seed, link and number."""
+        stream = hashlib.shake_256(b"hsmkme/simulator/1")
+        for part in (self.seed, self.link_id.encode(), number.to_bytes(8, "big")):
+            stream.update(len(part).to_bytes(4, "big") + part)
+        material = KeyMaterial(stream.digest(keys * self.key_bits // 8))
+        return RawBlock(BlockName(self.link_id, f"sim-{number}"), self.key_bits, material)

@@ -1,0 +1,165 @@
+"""The error tree. One place, so that a reader sees every way in which the product refuses.
+
+::
+
+    HsmkmeError
+    ├── ConfigRefused              a configuration that cannot be used; lists everything wrong
+    ├── RequestRefused             an SAE's request; HTTP status in ``api/problems.py``
+    │   ├── BadRequest                 the request itself is wrong
+    │   ├── NotEntitled                the caller may not have this
+    │   └── NotEnoughKeys              right and allowed, but the pool cannot serve it now
+    ├── DepositRefused             a device's block; nothing of it was stored
+    │   ├── WrongSize                  not a whole number of keys, or not a multiple of 64 bits
+    │   ├── BlockConflict              this block id is known with other bytes
+    │   ├── BlockReplayed              these bytes are known under another block id
+    │   └── PoolFull                   back-pressure: deposit again later
+    ├── StoreError
+    │   ├── StoreUnavailable           disk full, read-only, locked: may heal by itself
+    │   ├── PoolShort                  fewer keys than a claim wants; nothing was claimed
+    │   ├── KeyNotHeld                 a key is not what it was when it was looked up
+    │   ├── StoreSchema                needs `hsmkme migrate`, or is newer than this code
+    │   └── IllegalTransition          the database refused a state change
+    ├── TokenError
+    │   ├── TokenUnavailable           the device fails: 503, heals by itself
+    │   ├── RecordFault                the device works, this record does not open: quarantine
+    │   ├── OperatorFault              PIN, missing or foreign objects: a person must act
+    │   └── TokenMisuse                a call this code should never have made
+    └── AuditBroken                the log does not prove itself
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+
+class HsmkmeError(Exception):
+    """Anything hsmkme refuses. ``str()`` of it is fit to be shown to the user."""
+
+
+class ConfigRefused(HsmkmeError):
+    """The configuration cannot be used. ``findings`` has one line for each thing wrong."""
+
+    def __init__(self, findings: Sequence[str]) -> None:
+        super().__init__("\n".join(findings))
+        self.findings = tuple(findings)
+
+
+class RequestRefused(HsmkmeError):
+    """An SAE's request is refused. No key was consumed.
+
+    ``rule`` names the policy rule for the log and the documentation; it is not sent out.
+    ``details`` is the optional array of ETSI GS QKD 014 §6.5.
+    """
+
+    def __init__(
+        self, message: str, *, rule: str, details: Sequence[Mapping[str, object]] | None = None
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.rule = rule
+        self.details = details
+
+
+class BadRequest(RequestRefused):
+    """The request is malformed or names what does not exist (HTTP 400)."""
+
+
+class NotEntitled(RequestRefused):
+    """The caller is unknown, revoked, or has no right to what it asks (HTTP 401)."""
+
+
+class NotEnoughKeys(RequestRefused):
+    """The pool cannot serve the request now (HTTP 503); ``retry_after`` in seconds."""
+
+    def __init__(self, message: str, *, rule: str, retry_after: int) -> None:
+        super().__init__(message, rule=rule)
+        self.retry_after = retry_after
+
+
+class DepositRefused(HsmkmeError):
+    """A block was not taken; nothing of it was stored."""
+
+
+class WrongSize(DepositRefused):
+    """The bytes are not a whole number of keys of a size that can be stored."""
+
+
+class BlockConflict(DepositRefused):
+    """The block id is known with other bytes: one of the two is wrong, and nobody can say which."""
+
+
+class BlockReplayed(DepositRefused):
+    """The same bytes are known under another block id: a device replays, or its randomness failed."""
+
+
+class PoolFull(DepositRefused):
+    """The link holds ``max_key_count`` keys; deposit again when some were used."""
+
+
+class StoreError(HsmkmeError):
+    """The store refuses."""
+
+
+class StoreUnavailable(StoreError):
+    """The database cannot write or read now."""
+
+
+class PoolShort(StoreError):
+    """A claim wants more keys than the ``available``; ``per_second`` is the rate at which more arrive (0: unknown)."""
+
+    def __init__(self, available: int, per_second: float) -> None:
+        super().__init__(f"{available} keys are available")
+        self.available = available
+        self.per_second = per_second
+
+
+class KeyNotHeld(StoreError):
+    """A key changed between being looked up and being collected; nothing was collected."""
+
+
+class StoreSchema(StoreError):
+    """The database's schema is not the one this code works with."""
+
+
+class IllegalTransition(StoreError):
+    """A state change that is not in ``states.py``; the database refused it."""
+
+
+class TokenError(HsmkmeError):
+    """The token refuses or fails. Carries no cryptographic detail outward."""
+
+
+class TokenUnavailable(TokenError):
+    """The device fails or is away; ``retry_after`` in seconds."""
+
+    def __init__(self, message: str, retry_after: int = 5) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class RecordFault(TokenError):
+    """The token works and this record does not open: it was altered or belongs elsewhere.
+
+    ``link_id`` and ``block_id`` say which block it is of.
+    """
+
+    def __init__(self, link_id: str, block_id: str) -> None:
+        super().__init__(f"block {block_id} of link {link_id} does not open in the token")
+        self.link_id = link_id
+        self.block_id = block_id
+
+
+class OperatorFault(TokenError):
+    """A person must act: wrong PIN, missing, duplicate or foreign objects, a tracing shim."""
+
+
+class TokenMisuse(TokenError):
+    """The token forbids the call: a defect of this code or of the token's profile."""
+
+
+class AuditBroken(HsmkmeError):
+    """The audit log does not prove itself; ``row`` is the first row that does not fit."""
+
+    def __init__(self, message: str, row: int) -> None:
+        super().__init__(message)
+        self.row = row

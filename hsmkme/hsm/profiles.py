@@ -1,0 +1,42 @@
+"""What is known of a token model: a small TOML file for each, proved by operating the token."""
+
+from __future__ import annotations
+
+import tomllib
+from importlib import resources
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from hsmkme.errors import OperatorFault
+
+
+class Profile(BaseModel):
+    """One token model.
+
+    ``locking``: ``serial`` puts one process-wide lock around every use of the module; ``parallel`` asks the
+    module to lock by itself (``CKF_OS_LOCKING_OK``) and uses up to ``max_sessions`` sessions at once.
+    ``library`` is the module's own (major, minor) version that the profile was proved with.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    module: str
+    library: tuple[int, int]
+    locking: Literal["serial", "parallel"]
+    max_sessions: int
+
+
+def profile_names() -> list[str]:
+    """The profiles that ship with this version."""
+    files = resources.files("hsmkme.hsm") / "profiles"
+    return sorted(entry.name.removesuffix(".toml") for entry in files.iterdir() if entry.name.endswith(".toml"))
+
+
+def load_profile(name: str) -> Profile:
+    """The shipped profile ``name``; raises `OperatorFault` naming those that exist."""
+    if name not in profile_names():
+        raise OperatorFault(f"no token profile {name!r}; there are: {', '.join(profile_names())}")
+    text = (resources.files("hsmkme.hsm") / "profiles" / f"{name}.toml").read_text()
+    return Profile.model_validate(tomllib.loads(text))

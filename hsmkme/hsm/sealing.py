@@ -1,0 +1,67 @@
+"""The form of a sealed block: header, nonces, and what the tag of each segment binds.
+
+A wrapped block key is ``version ‖ wrapping ‖ sealing ‖ epoch (4 bytes) ‖ AES-KW of the block key (40 bytes)``.
+Segment *i* is AES-256-GCM under the block key, nonce = *i*, and its tag binds link, block, key size and *i*:
+a segment moved to another place does not open. A block key seals one block, so no nonce comes twice.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Final
+
+from pkcs11 import GCMParams
+
+from hsmkme.model import BlockSeal, RawBlock, SealedBlock, segment_bytes
+
+_HEADER: Final = struct.Struct(">BBBI")
+_VERSION: Final = 1
+_WRAPPING_AES_KW: Final = 1
+_SEALING_GCM: Final = 1
+_NONCE_BYTES: Final = 12
+_DOMAIN: Final = b"hsmkme/segment/1"
+
+WRAPPED_KEY_BYTES: Final = 40
+BLOCK_KEY_BITS: Final = 256
+
+
+def with_header(epoch: int, wrapped_key: bytes) -> bytes:
+    """The stored form of a block key wrapped under ``epoch``."""
+    return _HEADER.pack(_VERSION, _WRAPPING_AES_KW, _SEALING_GCM, epoch) + wrapped_key
+
+
+def wrapped_key_of(seal: BlockSeal) -> bytes | None:
+    """The AES-KW blob inside ``seal.wrapped``, or None when it is not a form this code writes."""
+    expected = with_header(seal.epoch, b"")
+    header, wrapped_key = seal.wrapped[: _HEADER.size], seal.wrapped[_HEADER.size :]
+    return wrapped_key if header == expected and len(wrapped_key) == WRAPPED_KEY_BYTES else None
+
+
+def binding(seal_name_link: str, block_id: str, key_bits: int) -> bytes:
+    """What the tags of a block's segments bind, but for the segment's number."""
+    parts = (_DOMAIN, seal_name_link.encode(), block_id.encode())
+    return b"".join(struct.pack(">H", len(part)) + part for part in parts) + struct.pack(">I", key_bits)
+
+
+def gcm_parameters(bound: bytes, index: int) -> GCMParams:
+    """Nonce and additional data of segment ``index``."""
+    return GCMParams(index.to_bytes(_NONCE_BYTES, "big"), bound + struct.pack(">I", index))
+
+
+def digest_input(block: RawBlock) -> bytes:
+    """What the keyed digest of a block covers: the size of its keys and their bytes, not its name."""
+    return b"hsmkme/block-digest/1" + struct.pack(">I", block.key_bits) + block.material.reveal()
+
+
+def slices(sealed: bytes, key_bits: int) -> list[bytes]:
+    """The single segments of a run of them."""
+    stride = segment_bytes(key_bits)
+    return [sealed[start : start + stride] for start in range(0, len(sealed), stride)]
+
+
+def sealed_block(block: RawBlock, epoch: int, wrapped_key: bytes, segments: bytes, digest: bytes) -> SealedBlock:
+    """A sealed block, its parts checked for length."""
+    if len(wrapped_key) != WRAPPED_KEY_BYTES or len(segments) != block.key_count * segment_bytes(block.key_bits):
+        raise ValueError("the token returned a blob of the wrong length")
+    seal = BlockSeal(block.name, epoch, block.key_bits, with_header(epoch, wrapped_key))
+    return SealedBlock(seal, block.key_count, segments, digest)

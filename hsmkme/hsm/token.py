@@ -1,0 +1,334 @@
+"""The token as the service uses it: verbs on blocks, in read-only sessions.
+
+Guarantees: nothing here can create, change or destroy a token object; every object found has the
+attributes a ceremony gave it; every length the token returns is checked; a failing device raises
+`TokenUnavailable` and is tried again after a pause; a record that does not open raises `RecordFault`
+only after the token opened a fresh one under the same master key.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Final, TypeVar
+
+import pkcs11
+from cryptography.hazmat.primitives import serialization
+from pkcs11 import Attribute, KeyType, MechanismFlag, ObjectClass
+from pkcs11.mechanisms import Mechanism
+from pkcs11.util.ec import encode_ec_public_key
+
+from hsmkme.errors import OperatorFault, RecordFault, TokenUnavailable
+from hsmkme.hsm import sealing, templates
+from hsmkme.hsm.faults import Fault, fault_of, outward
+from hsmkme.hsm.session import Lane, PinSource, Sessions, TokenAddress
+from hsmkme.model import (
+    BlockName,
+    BlockSeal,
+    KeyMaterial,
+    OpenKey,
+    Part,
+    RawBlock,
+    SealedBlock,
+    SealedKey,
+)
+
+Result = TypeVar("Result")
+
+AUDIT_LABEL: Final = "audit"
+DIGEST_LABEL: Final = "digest"
+SIGNATURE_BYTES: Final = 64
+DIGEST_BYTES: Final = 32
+PAUSE_SECONDS: Final = 1.0
+"""How long a failed device is left alone before it is tried again."""
+
+_PROOF: Final = RawBlock(BlockName("sentinel", "sentinel"), 256, KeyMaterial(bytes(range(32))))
+
+
+def master_label(epoch: int) -> str:
+    """The label of the master key of ``epoch``."""
+    return f"master/{epoch}"
+
+
+class Token:
+    """The token at ``address``, opened with the PIN that ``pin`` gives.
+
+    ``block_keys`` bounds how many unwrapped block keys each lane keeps as session objects.
+    Raises `OperatorFault` if PIN or objects are not as a ceremony left them.
+    """
+
+    def __init__(
+        self,
+        address: TokenAddress,
+        pin: PinSource,
+        *,
+        block_keys: int = 64,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._sessions = Sessions(address, pin)
+        self._block_keys = block_keys
+        self._clock = clock
+        self._down_until: float | None = None
+        self._stopped: OperatorFault | None = None
+        self._answered_at: float | None = None
+
+    def close(self) -> None:
+        """Log out; the token cannot be used afterwards."""
+        self._sessions.close()
+
+    def seal(self, block: RawBlock, epoch: int) -> SealedBlock:
+        """Seal every key of ``block`` under a new block key, wrapped by the master key of ``epoch``."""
+        return self._run("sealing a block", lambda lane: self._seal(lane, block, epoch))
+
+    def open(self, keys: Sequence[SealedKey]) -> list[OpenKey]:
+        """The plaintext of ``keys``, in their order.
+
+        Raises `RecordFault` for the first that does not open; none is returned then.
+        """
+        return self._run("opening keys", lambda lane: [self._open(lane, key) for key in keys])
+
+    def digest(self, block: RawBlock) -> bytes:
+        """A keyed tag of the block's bytes, 32 bytes: finds the same bytes again, says nothing of them to a thief."""
+        return self._run("reading a digest", lambda lane: self._digest(lane, block))
+
+    def sign(self, digest: bytes) -> bytes:
+        """ECDSA P-256 by the audit key over a SHA-256 digest; 64 bytes, r ‖ s."""
+
+        def sign(lane: Lane) -> bytes:
+            key = self._object(lane, AUDIT_LABEL, ObjectClass.PRIVATE_KEY, templates.AUDIT_PRIVATE)
+            return _sized(bytes(key.sign(digest, mechanism=Mechanism.ECDSA)), SIGNATURE_BYTES)
+
+        return self._run("signing a seal", sign)
+
+    def audit_public_key(self) -> bytes:
+        """The public half of the audit key, PEM."""
+
+        def read(lane: Lane) -> bytes:
+            key = self._object(lane, AUDIT_LABEL, ObjectClass.PUBLIC_KEY, templates.AUDIT_PUBLIC)
+            return bytes(encode_ec_public_key(key))
+
+        der = self._run("reading the audit key", read)
+        return serialization.load_der_public_key(der).public_bytes(
+            serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+        )
+
+    def check_value(self, epoch: int) -> str:
+        """Ten hex digits that tell master keys apart and reveal nothing of them (``ops/adr/0003``)."""
+        return self._run("reading a check value", lambda lane: check_value(lane.session, self._master(lane, epoch)))
+
+    def prove(self, epoch: int) -> None:
+        """Seal and open a known answer under the master key of ``epoch``; raises what that meets."""
+        self._run("proving the token", lambda lane: self._prove(lane, epoch))
+
+    def prove_if_idle(self, epoch: int) -> None:
+        """`prove`, unless the token answered within the last second: cheap before an act that cannot be undone."""
+        if self._answered_at is None or self._clock() - self._answered_at > PAUSE_SECONDS:
+            self.prove(epoch)
+
+    # How a verb is run ------------------------------------------------------------------------------
+
+    def _run(self, doing: str, verb: Callable[[Lane], Result]) -> Result:
+        """Run ``verb`` in a lane; lost handles are found again once, a failed device is left alone a while."""
+        self._recover_if_due(doing)
+        generation = self._sessions.generation
+        try:
+            return self._attempt(doing, verb)
+        except _HandlesLostError:
+            self._reset(generation, hard=False)
+        try:
+            return self._attempt(doing, verb)
+        except _HandlesLostError as error:
+            raise self._device_failed(doing, error) from error
+
+    def _attempt(self, doing: str, verb: Callable[[Lane], Result]) -> Result:
+        try:
+            with self._sessions.lane() as lane:
+                result = verb(lane)
+            self._answered_at = self._clock()
+            return result
+        except pkcs11.PKCS11Error as error:
+            match fault_of(error):
+                case Fault.SESSION:
+                    raise _HandlesLostError(str(type(error).__name__)) from error
+                case Fault.DEVICE | Fault.RECORD:
+                    raise self._device_failed(doing, error) from error
+                case _:
+                    raise outward(error, doing) from error
+
+    def _device_failed(self, doing: str, error: Exception) -> TokenUnavailable:
+        self._answered_at = None
+        self._down_until = self._clock() + PAUSE_SECONDS
+        return TokenUnavailable(f"{doing}: the token fails: {type(error).__name__}", retry_after=2)
+
+    def _recover_if_due(self, doing: str) -> None:
+        if self._stopped is not None:
+            raise self._stopped
+        if self._down_until is None:
+            return
+        if self._clock() < self._down_until:
+            raise TokenUnavailable(f"{doing}: the token failed a moment ago", retry_after=2)
+        self._reset(self._sessions.generation, hard=True)
+        self._down_until = None
+
+    def _reset(self, generation: int, *, hard: bool) -> None:
+        try:
+            self._sessions.reset(generation, hard=hard)
+        except OperatorFault as fault:
+            self._stopped = fault  # a login is never tried twice with a PIN the token refused
+            raise
+        except TokenUnavailable:
+            self._down_until = self._clock() + PAUSE_SECONDS
+            raise
+
+    # Objects ----------------------------------------------------------------------------------------
+
+    def _object(self, lane: Lane, label: str, kind: ObjectClass, template: templates.Template) -> Any:
+        """The one token object of this label and class, its attributes verified; found once for each lane."""
+        name = f"{kind.name}:{label}"
+        if name not in lane.objects:
+            found = find_object(lane.session, label, kind)
+            templates.verify_object(label, found, template, self._sessions.cryptoki)
+            lane.objects[name] = found
+        return lane.objects[name]
+
+    def _master(self, lane: Lane, epoch: int) -> Any:
+        return self._object(lane, master_label(epoch), ObjectClass.SECRET_KEY, templates.MASTER)
+
+    # Sealing and opening ----------------------------------------------------------------------------
+
+    def _seal(self, lane: Lane, block: RawBlock, epoch: int) -> SealedBlock:
+        master = self._master(lane, epoch)
+        block_key = lane.session.generate_key(
+            KeyType.AES, sealing.BLOCK_KEY_BITS, capabilities=MechanismFlag.ENCRYPT, template=templates.SEALING_KEY
+        )
+        try:
+            templates.verify_object("block key", block_key, templates.SEALING_KEY, self._sessions.cryptoki)
+            segments = self._encrypt_all(block_key, block)
+            wrapped = bytes(master.wrap_key(block_key, mechanism=Mechanism.AES_KEY_WRAP))
+        finally:
+            block_key.destroy()
+        return sealing.sealed_block(block, epoch, wrapped, segments, self._digest(lane, block))
+
+    def _encrypt_all(self, block_key: Any, block: RawBlock) -> bytes:
+        bound = sealing.binding(block.name.link_id, block.name.block_id, block.key_bits)
+        plain, stride = block.material.reveal(), block.key_bits // 8
+        return b"".join(
+            block_key.encrypt(
+                plain[index * stride : (index + 1) * stride],
+                mechanism=Mechanism.AES_GCM,
+                mechanism_param=sealing.gcm_parameters(bound, index),
+            )
+            for index in range(block.key_count)
+        )
+
+    def _digest(self, lane: Lane, block: RawBlock) -> bytes:
+        key = self._object(lane, DIGEST_LABEL, ObjectClass.SECRET_KEY, templates.DIGEST)
+        return _sized(bytes(key.sign(sealing.digest_input(block), mechanism=Mechanism.SHA256_HMAC)), DIGEST_BYTES)
+
+    def _open(self, lane: Lane, key: SealedKey) -> OpenKey:
+        plain = b"".join(self._open_part(lane, part) for part in key.parts)
+        if len(plain) * 8 < key.size:
+            raise RecordFault(key.parts[0].block.name.link_id, key.parts[0].block.name.block_id)
+        return OpenKey(key.key_id, KeyMaterial(plain[: key.size // 8]))
+
+    def _open_part(self, lane: Lane, part: Part) -> bytes:
+        seal = part.block
+        try:
+            block_key = self._opening_key(lane, seal)
+            bound = sealing.binding(seal.name.link_id, seal.name.block_id, seal.key_bits)
+            opened = [
+                block_key.decrypt(
+                    segment,
+                    mechanism=Mechanism.AES_GCM,
+                    mechanism_param=sealing.gcm_parameters(bound, part.first + offset),
+                )
+                for offset, segment in enumerate(sealing.slices(part.sealed, seal.key_bits))
+            ]
+        except pkcs11.PKCS11Error as error:
+            if fault_of(error) is not Fault.RECORD:
+                raise
+            self._prove(lane, seal.epoch)  # raises if it is the device that fails
+            raise RecordFault(seal.name.link_id, seal.name.block_id) from error
+        if len(opened) != part.count or any(len(plain) * 8 != seal.key_bits for plain in opened):
+            raise RecordFault(seal.name.link_id, seal.name.block_id)
+        return b"".join(opened)
+
+    def _opening_key(self, lane: Lane, seal: BlockSeal) -> Any:
+        """The block key as a session object that only decrypts; unwrapped once, then kept while in use."""
+        cached = lane.block_keys.get(seal.wrapped)
+        if cached is not None:
+            lane.block_keys.move_to_end(seal.wrapped)
+            return cached
+        wrapped_key = sealing.wrapped_key_of(seal)
+        if wrapped_key is None:
+            raise RecordFault(seal.name.link_id, seal.name.block_id)
+        block_key = self._master(lane, seal.epoch).unwrap_key(
+            ObjectClass.SECRET_KEY,
+            KeyType.AES,
+            wrapped_key,
+            mechanism=Mechanism.AES_KEY_WRAP,
+            capabilities=MechanismFlag.DECRYPT,
+            template=templates.OPENING_KEY,
+        )
+        templates.verify_object("block key", block_key, templates.OPENING_KEY, self._sessions.cryptoki)
+        lane.block_keys[seal.wrapped] = block_key
+        while len(lane.block_keys) > self._block_keys:
+            lane.block_keys.popitem(last=False)[1].destroy()
+        return block_key
+
+    def _prove(self, lane: Lane, epoch: int) -> None:
+        """Seal and open a known answer; if that fails too, it is the device and not the record."""
+        sealed = self._seal(lane, _PROOF, epoch)
+        try:
+            block_key = self._opening_key(lane, sealed.seal)
+            bound = sealing.binding(_PROOF.name.link_id, _PROOF.name.block_id, _PROOF.key_bits)
+            plain = block_key.decrypt(
+                sealed.segments, mechanism=Mechanism.AES_GCM, mechanism_param=sealing.gcm_parameters(bound, 0)
+            )
+        finally:
+            kept = lane.block_keys.pop(sealed.seal.wrapped, None)
+            if kept is not None:
+                kept.destroy()
+        if plain != _PROOF.material.reveal():
+            raise TokenUnavailable("the token opens a known answer wrongly")
+
+
+class _HandlesLostError(Exception):
+    """Sessions, login or object handles are not valid any more."""
+
+
+def find_object(session: Any, label: str, kind: ObjectClass) -> Any:
+    """The one token object with this label and class; none or several is for an operator to solve."""
+    found = list(session.get_objects({Attribute.LABEL: label, Attribute.CLASS: kind, Attribute.TOKEN: True}))
+    if not found:
+        raise OperatorFault(f"the token has no {kind.name} labelled {label!r}: run the ceremony that makes it")
+    if len(found) > 1:
+        raise OperatorFault(f"the token has {len(found)} objects labelled {label!r}: remove the wrong one")
+    return found[0]
+
+
+def check_value(session: Any, master: Any) -> str:
+    """The first 5 bytes of the AES-KW form of an all-zero AES-256 key under ``master``, as hex.
+
+    The master key may only wrap and unwrap, so its check value is made by wrapping.
+    """
+    zero = session.create_object(
+        {
+            Attribute.CLASS: ObjectClass.SECRET_KEY,
+            Attribute.KEY_TYPE: KeyType.AES,
+            Attribute.TOKEN: False,
+            Attribute.PRIVATE: True,
+            Attribute.EXTRACTABLE: True,
+            Attribute.VALUE: bytes(32),
+        }
+    )
+    try:
+        return bytes(master.wrap_key(zero, mechanism=Mechanism.AES_KEY_WRAP))[:5].hex()
+    finally:
+        zero.destroy()
+
+
+def _sized(value: bytes, expected: int) -> bytes:
+    if len(value) != expected:
+        raise TokenUnavailable(f"the token returned {len(value)} bytes where {expected} are due")
+    return value

@@ -1,0 +1,169 @@
+"""The key delivery service: the three methods of ETSI GS QKD 014 in terms of SAEs, keys and relations.
+
+Knows nothing of HTTP. Each method decides everything before it touches a key, so a refused request
+consumes none; refusals that an auditor wants to see are written to the log.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+from uuid import UUID
+
+from hsmkme import policy
+from hsmkme.config import KeysSection
+from hsmkme.custody import Custody
+from hsmkme.errors import (
+    BadRequest,
+    KeyNotHeld,
+    NotEnoughKeys,
+    PoolShort,
+    RecordFault,
+    RequestRefused,
+    TokenUnavailable,
+)
+from hsmkme.model import Clock, Demand, Entry, OpenKey, Relation, Sae
+from hsmkme.policy import KeyRequest
+from hsmkme.store import Store
+
+log = logging.getLogger(__name__)
+
+RETRY_UNKNOWN_SECONDS: Final = 30
+RETRY_MOST_SECONDS: Final = 3600
+_TRIES: Final = 3
+"""How many tampered blocks one request may run into before it is told to come back."""
+
+Randomness = Callable[[int], bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What Get status tells (ETSI GS QKD 014 §6.1); sizes in bits."""
+
+    source_kme: str
+    target_kme: str
+    master: str
+    slave: str
+    stored_key_count: int
+    limits: KeysSection
+
+
+class Kme:
+    """The service of one KME."""
+
+    def __init__(
+        self,
+        kme_id: str,
+        custody: Custody,
+        store: Store,
+        limits: KeysSection,
+        clock: Clock,
+        randomness: Randomness = os.urandom,
+    ) -> None:
+        self.kme_id = kme_id
+        self.limits = limits
+        self._custody = custody
+        self._store = store
+        self._clock = clock
+        self._randomness = randomness
+
+    def status(self, caller: str, slave: str) -> Status:
+        """Get status: what ``caller`` as master can have for ``slave`` (§5.1)."""
+        registered = self._store.registry.saes([caller, slave])
+        policy.check_caller(caller, registered)
+        policy.check_distinct(caller, slave)
+        peer = self._peer_of(caller, [slave], registered)
+        veins = self._store.blocks.veins(peer, self.limits.key_size)
+        return Status(self.kme_id, peer, caller, slave, sum(vein.keys for vein in veins), self.limits)
+
+    def get_key(self, caller: str, slave: str, request: KeyRequest) -> list[OpenKey]:
+        """Get key: fresh keys for ``caller`` as master, shared with ``slave`` and the additional slaves (§5.2)."""
+        registered = self._store.registry.saes([caller, slave, *request.additional_slaves])
+        policy.check_caller(caller, registered)
+        policy.check_distinct(caller, slave)
+        policy.check_request(request, self.limits)
+        policy.check_additional(request, caller, slave, registered, self.limits)
+        slaves = (slave, *request.additional_slaves)
+        peer = self._peer_of(caller, slaves, registered)
+        demand = Demand(
+            Relation.of(caller, slaves), peer, request.size, tuple(self._key_id() for _ in range(request.number))
+        )
+        return self._release(demand)
+
+    def get_key_with_ids(self, caller: str, master: str, key_ids: Sequence[UUID]) -> list[OpenKey]:
+        """Get key with key IDs: the same keys for ``caller`` as slave; all of them or none (§5.3).
+
+        Entitlement is decided first, over every key that exists; then whether each can be had.
+        """
+        try:
+            return self._collect(caller, master, key_ids)
+        except RequestRefused as refusal:
+            self._record_refusal(refusal, caller, master, key_ids)
+            raise
+
+    def _collect(self, caller: str, master: str, key_ids: Sequence[UUID]) -> list[OpenKey]:
+        registered = self._store.registry.saes([caller, master])
+        policy.check_caller(caller, registered)
+        if len(set(key_ids)) != len(key_ids):
+            raise BadRequest("a key_ID is given twice", rule="KEY-ID-5")
+        if len(key_ids) > self.limits.max_key_per_request:
+            raise BadRequest(f"at most {self.limits.max_key_per_request} key_IDs", rule="KEY-NUM-1")
+        held = self._custody.held(key_ids)
+        policy.check_entitled(caller, held.values())
+        policy.check_distinct(caller, master)
+        policy.check_pairs([caller], registered, self._store.registry.allowed(master, [caller]))
+        policy.check_collectable(caller, master, key_ids, held)
+        try:
+            return self._custody.collect(caller, [held[key_id].key for key_id in key_ids], f"sae:{caller}")
+        except KeyNotHeld:
+            raise BadRequest(policy.NOT_FOUND, rule="KEY-ID-2") from None
+        except RecordFault:
+            raise BadRequest(policy.NOT_FOUND, rule="KEY-ID-4") from None
+
+    def _release(self, demand: Demand) -> list[OpenKey]:
+        for _ in range(_TRIES):
+            try:
+                return self._custody.release(demand, f"sae:{demand.relation.master}")
+            except PoolShort as short:
+                raise NotEnoughKeys(
+                    f"{short.available} of {len(demand.key_ids)} keys are available",
+                    rule="KEY-POOL-1",
+                    retry_after=_retry_after(len(demand.key_ids) - short.available, short.per_second),
+                ) from short
+            except RecordFault as fault:
+                log.warning("%s: trying other keys", fault)
+                demand = Demand(
+                    demand.relation, demand.peer, demand.size, tuple(self._key_id() for _ in demand.key_ids)
+                )
+        raise TokenUnavailable("several blocks in turn did not open", retry_after=RETRY_UNKNOWN_SECONDS)
+
+    def _peer_of(self, master: str, slaves: Sequence[str], registered: Mapping[str, Sae]) -> str:
+        """The KME that serves every one of ``slaves``; each must be allowed for ``master``."""
+        policy.check_pairs(slaves, registered, self._store.registry.allowed(master, slaves))
+        peers = {registered[slave].kme_id for slave in slaves}
+        if len(peers) > 1:
+            raise BadRequest("the slave SAEs are served by several KMEs", rule="SAE-MULTI-4")
+        return peers.pop()
+
+    def _key_id(self) -> UUID:
+        """A UUID version 7 (RFC 9562 §5.7): time first, so that rows of one time lie together on disk."""
+        milliseconds = int(self._clock() * 1000)
+        tail = int.from_bytes(self._randomness(10), "big")
+        value = (milliseconds & (1 << 48) - 1) << 80 | tail
+        value = value & ~(0xF << 76) | 0x7 << 76
+        return UUID(int=value & ~(0x3 << 62) | 0x2 << 62)
+
+    def _record_refusal(self, refusal: RequestRefused, caller: str, master: str, key_ids: Sequence[UUID]) -> None:
+        facts = {"rule": refusal.rule, "master": master, "key_IDs": [str(key_id) for key_id in key_ids]}
+        self._store.log.append(Entry("refused.dec_keys", f"sae:{caller}", facts))
+
+
+def _retry_after(missing: int, per_second: float) -> int:
+    """Whole seconds until ``missing`` keys can have arrived at the measured rate."""
+    if per_second <= 0:
+        return RETRY_UNKNOWN_SECONDS
+    return min(max(math.ceil(missing / per_second), 1), RETRY_MOST_SECONDS)

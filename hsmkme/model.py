@@ -1,0 +1,210 @@
+"""Frozen values that cross the borders between layers.
+
+Sizes are in bits where the name says ``bits`` or ``size``, in bytes otherwise. Times are whole
+seconds since the Unix epoch, UTC.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, NoReturn
+from uuid import UUID
+
+SEGMENT_BITS_STEP: Final = 64
+"""Keys are stored in multiples of 64 bits: AES-KW pads anything else without saying so."""
+
+GCM_TAG_BYTES: Final = 16
+
+
+def segment_bytes(key_bits: int) -> int:
+    """Length of one sealed segment: the key and its GCM tag."""
+    return key_bits // 8 + GCM_TAG_BYTES
+
+
+Clock = Callable[[], float]
+"""Seconds since the Unix epoch, UTC."""
+
+
+class KeyMaterial:
+    """Plaintext key bytes. Made in ``hsm/`` and ``drivers/``, revealed only in ``hsm/`` and ``api/``.
+
+    Cannot be printed, compared, pickled or copied by accident. Python cannot wipe memory: keep the
+    life of these objects short.
+    """
+
+    __slots__ = ("_bytes",)
+
+    def __init__(self, value: bytes) -> None:
+        self._bytes = value
+
+    def reveal(self) -> bytes:
+        """The bytes themselves; call it only where they leave or enter the token."""
+        return self._bytes
+
+    def __len__(self) -> int:
+        return len(self._bytes)
+
+    def __repr__(self) -> str:
+        return f"<KeyMaterial {len(self._bytes) * 8} bits>"
+
+    def __eq__(self, other: object) -> bool:
+        raise TypeError("key material is not comparable")
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("key material cannot be pickled or copied")
+
+
+@dataclass(frozen=True, slots=True)
+class BlockName:
+    """What both ends of a link call a block."""
+
+    link_id: str
+    block_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class RawBlock:
+    """A block as a device gives it: ``material`` holds ``key_count`` keys of ``key_bits`` each, in order."""
+
+    name: BlockName
+    key_bits: int
+    material: KeyMaterial
+
+    @property
+    def key_count(self) -> int:
+        """How many keys the block holds."""
+        return len(self.material) * 8 // self.key_bits
+
+
+@dataclass(frozen=True, slots=True)
+class BlockSeal:
+    """What the token needs, with a segment, to open a key of this block."""
+
+    name: BlockName
+    epoch: int
+    key_bits: int
+    wrapped: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class SealedBlock:
+    """A block as the store keeps it. ``digest`` is a keyed tag of the bytes, made in the token."""
+
+    seal: BlockSeal
+    key_count: int
+    segments: bytes = field(repr=False)
+    digest: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """``count`` consecutive sealed segments of one block, the first being number ``first``."""
+
+    block: BlockSeal
+    first: int
+    count: int
+    sealed: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class SealedKey:
+    """A key as claimed: its parts joined and cut to ``size`` bits are the key."""
+
+    key_id: UUID
+    size: int
+    parts: tuple[Part, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class OpenKey:
+    """A key on its way to an SAE."""
+
+    key_id: UUID
+    material: KeyMaterial
+
+
+@dataclass(frozen=True, slots=True)
+class Relation:
+    """The only parties that may ever see a given key: one master SAE and its slave SAEs, sorted."""
+
+    master: str
+    slaves: tuple[str, ...]
+
+    @classmethod
+    def of(cls, master: str, slaves: Sequence[str]) -> Relation:
+        """The relation of these parties, whatever the order in which the slaves were named."""
+        return cls(master, tuple(sorted(slaves)))
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """A claim: ``len(key_ids)`` keys of ``size`` bits for ``relation`` from links to the KME ``peer``."""
+
+    relation: Relation
+    peer: str
+    size: int
+    key_ids: tuple[UUID, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class HeldKey:
+    """A claimed key as dec_keys sees it. ``collected`` says which of the relation's slaves have it."""
+
+    key: SealedKey
+    relation: Relation
+    state: str
+    collected: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Sae:
+    """A registered SAE and the KME that serves it."""
+
+    sae_id: str
+    kme_id: str
+    revoked: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A QKD link to the KME ``peer``; a local link when that is this KME. ``key_bits`` is the default."""
+
+    link_id: str
+    peer: str
+    key_bits: int = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What is to be written in the audit log with a transition: who did what. The store adds the facts
+    that only its transaction knows (blocks, epochs, counts) and the log's clock."""
+
+    event: str
+    actor: str
+    facts: Mapping[str, object] = field(default_factory=dict)
+
+    def knowing(self, **facts: object) -> Entry:
+        """The same entry with more facts."""
+        return Entry(self.event, self.actor, {**self.facts, **facts})
+
+
+@dataclass(frozen=True, slots=True)
+class LogRow:
+    """One row of the audit log: ``text`` is canonical JSON, ``hash`` chains it to the row before."""
+
+    seq: int
+    text: str
+    hash: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Seal:
+    """A signature by the token's audit key over the hash of row ``seq``."""
+
+    seq: int
+    hash: bytes
+    at: str
+    signature: bytes

@@ -1,0 +1,46 @@
+"""Keeper of rows: verbs that are atomic in themselves, and nothing else that speaks SQL."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hsmkme.model import Clock
+from hsmkme.store import schema
+from hsmkme.store.blocks import Blocks, Outcome, Vein
+from hsmkme.store.database import Chain, Database, connect, spoken
+from hsmkme.store.keys import Keys
+from hsmkme.store.log import Log
+from hsmkme.store.registry import Registry
+
+__all__ = ["Blocks", "Chain", "Keys", "Log", "Outcome", "Registry", "Store", "Vein"]
+
+
+class Store:
+    """The SQLite store at ``path``. It cannot be had without the chain that writes the audit log."""
+
+    def __init__(self, path: Path, chain: Chain, clock: Clock) -> None:
+        self._database = Database(path, chain, clock)
+        self.blocks = Blocks(self._database)
+        self.keys = Keys(self._database)
+        self.registry = Registry(self._database)
+        self.log = Log(self._database)
+
+    def checkpoint(self) -> None:
+        """Empty the WAL into the file."""
+        self._database.checkpoint()
+
+    def close(self) -> None:
+        """Close this thread's connection."""
+        self._database.close()
+
+
+def migrate(path: Path) -> list[int]:
+    """Create the store at ``path`` or bring it to this version's schema; returns the migrations applied."""
+    if not path.exists():
+        path.touch(mode=0o600)
+    connection = connect(path)
+    try:
+        with spoken():
+            return schema.migrate(connection)
+    finally:
+        connection.close()

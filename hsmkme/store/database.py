@@ -1,0 +1,159 @@
+"""The SQLite file: one connection for each thread, one writer at a time, errors in the product's words.
+
+A write transaction that changes rows without writing to the audit log is rolled back: no caller can
+forget the record. Writers take turns by a thread lock and a lock file, because SQLite alone lets
+losers starve; a process that dies releases both.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+from hsmkme.errors import IllegalTransition, StoreError, StoreUnavailable
+from hsmkme.model import Clock, Entry, LogRow
+from hsmkme.store import schema
+
+_SETTINGS = (
+    "PRAGMA journal_mode = WAL",
+    "PRAGMA synchronous = FULL",
+    "PRAGMA foreign_keys = ON",
+    "PRAGMA secure_delete = ON",
+    "PRAGMA trusted_schema = OFF",
+    "PRAGMA busy_timeout = 5000",
+)
+
+
+class Chain(Protocol):
+    """What makes a log row of an entry; ``audit.AuditChain`` in the product."""
+
+    def extend(self, previous: bytes, seq: int, now: float, entry: Entry) -> LogRow:
+        """Row ``seq``, chained to the row whose hash is ``previous``."""
+        ...
+
+
+class Transaction:
+    """An open write transaction."""
+
+    def __init__(self, connection: sqlite3.Connection, chain: Chain, clock: Clock) -> None:
+        self.connection = connection
+        self.execute = connection.execute
+        self.executemany = connection.executemany
+        self._chain = chain
+        self._clock = clock
+        self.logged = 0
+
+    def now(self) -> int:
+        """Whole seconds since the epoch."""
+        return int(self._clock())
+
+    def append(self, entry: Entry) -> LogRow:
+        """Write ``entry`` as the next row of the audit log."""
+        seq, previous = self.execute("SELECT seq, hash FROM log_head").fetchone()
+        row = self._chain.extend(previous, seq + 1, self._clock(), entry)
+        self.execute("INSERT INTO log VALUES (?, ?, ?)", (row.seq, row.text, row.hash))
+        self.execute("UPDATE log_head SET seq = ?, hash = ?", (row.seq, row.hash))
+        self.logged += 1
+        return row
+
+
+class Database:
+    """The file at ``path``, written through ``chain`` and ``clock``."""
+
+    def __init__(self, path: Path, chain: Chain, clock: Clock) -> None:
+        self.path = path
+        self._chain = chain
+        self._clock = clock
+        self._local = threading.local()
+        self._thread_turn = threading.Lock()
+        self._turn_file = path.with_name(path.name + ".turn")
+
+    @property
+    def connection(self) -> sqlite3.Connection:
+        """This thread's connection, opened on first use."""
+        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
+        if connection is None:
+            connection = connect(self.path)
+            schema.require_current(connection)
+            self._local.connection = connection
+        return connection
+
+    def close(self) -> None:
+        """Close this thread's connection."""
+        if getattr(self._local, "connection", None) is not None:
+            self._local.connection.close()
+            self._local.connection = None
+
+    @contextmanager
+    def read(self) -> Iterator[sqlite3.Connection]:
+        """One consistent view of the database."""
+        with spoken():
+            connection = self.connection
+            connection.execute("BEGIN")
+            try:
+                yield connection
+            finally:
+                connection.execute("ROLLBACK")
+
+    @contextmanager
+    def write(self, *, logged: bool = True) -> Iterator[Transaction]:
+        """A write transaction, durable when the block ends without an exception.
+
+        With ``logged`` (always, but for the log's own seals) a change without an audit row is refused.
+        """
+        with spoken(), self._turn():
+            connection = self.connection
+            connection.execute("BEGIN IMMEDIATE")
+            before = connection.total_changes
+            try:
+                transaction = Transaction(connection, self._chain, self._clock)
+                yield transaction
+                if logged and connection.total_changes != before and not transaction.logged:
+                    raise StoreError("a change without an audit record was refused")
+                connection.execute("COMMIT")
+            finally:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+
+    def checkpoint(self) -> None:
+        """Move the WAL into the file and empty it: ``secure_delete`` does not reach into the WAL."""
+        with spoken(), self._turn():
+            self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        with self._thread_turn:
+            descriptor = os.open(self._turn_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                yield
+            finally:
+                os.close(descriptor)
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    """A connection with the product's settings, in autocommit: transactions are begun by name."""
+    with spoken():
+        connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        for setting in _SETTINGS:
+            connection.execute(setting)
+        return connection
+
+
+@contextmanager
+def spoken() -> Iterator[None]:
+    """Raise SQLite's errors in the product's words."""
+    try:
+        yield
+    except sqlite3.IntegrityError as error:
+        if "illegal transition" in str(error) or "append-only" in str(error):
+            raise IllegalTransition(str(error)) from error
+        raise StoreError(f"the store refused a row: {error}") from error
+    except (sqlite3.Error, OSError) as error:
+        raise StoreUnavailable(f"the store cannot be used now: {error}") from error

@@ -1,0 +1,180 @@
+"""Claimed keys: looking them up, collecting, voiding. Each verb is one transaction."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final
+from uuid import UUID
+
+from hsmkme.errors import KeyNotHeld
+from hsmkme.model import BlockName, BlockSeal, Entry, HeldKey, Part, Relation, SealedKey, segment_bytes
+from hsmkme.states import KeyState
+from hsmkme.store.database import Database, Transaction
+
+_CHUNK: Final = 500
+"""SQL parameters used at once; SQLite allows at least 999."""
+
+_SELECT: Final = (
+    "SELECT key_id, master, slaves, state, size, parts, served FROM key JOIN relation USING (relation_id)"
+    " WHERE key_id IN"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    key_id: UUID
+    relation: Relation
+    state: str
+    size: int
+    places: list[tuple[int, int, int]]
+    served: int
+
+
+class Keys:
+    """The keys that were claimed, and the tombstones of those that ended."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def held(self, key_ids: Sequence[UUID]) -> dict[UUID, HeldKey]:
+        """Those of ``key_ids`` that exist, with their sealed parts while they have any. Reads only."""
+        with self._database.read() as connection:
+            rows = _rows(connection, key_ids)
+            live = [row for row in rows if row.state == KeyState.DELIVERED]
+            blocks = _blocks(connection, {place[0] for row in live for place in row.places})
+        return {row.key_id: _held(row, blocks) for row in rows}
+
+    def collect(self, slave: str, key_ids: Sequence[UUID], entry: Entry) -> None:
+        """Mark keys collected by ``slave``; those that every slave now has are consumed and erased.
+
+        Writes, in one commit: the keys' rows, zeros over consumed segments, audit row. All or none:
+        raises `KeyNotHeld` if any was collected by this slave, or ended, since it was looked up.
+        """
+        with self._database.write() as transaction:
+            rows = _rows(transaction.connection, key_ids)
+            moved = [_collected(row, slave) for row in rows]
+            cursor = transaction.executemany(
+                "UPDATE key SET served = served | :bit, state = :state"
+                " WHERE key_id = :key_id AND state = 'delivered' AND served & :bit = 0",
+                moved,
+            )
+            if len(rows) != len(key_ids) or cursor.rowcount != len(key_ids):
+                raise KeyNotHeld("a key was collected or ended a moment ago")
+            consumed = [r for r, m in zip(rows, moved, strict=True) if m["state"] == KeyState.CONSUMED]
+            _erase(transaction, [place for row in consumed for place in row.places])
+            transaction.append(
+                entry.knowing(
+                    key_IDs=[str(key_id) for key_id in key_ids],
+                    consumed=len(consumed) == len(rows) or [str(row.key_id) for row in consumed],
+                )
+            )
+
+    def void(self, key_ids: Sequence[UUID], entry: Entry) -> list[UUID]:
+        """Void those of ``key_ids`` that are not ended and erase their segments; returns those voided.
+
+        Writes, in one commit: the keys' rows, zeros over their segments, audit row.
+        """
+        with self._database.write() as transaction:
+            return _void(transaction, _rows(transaction.connection, key_ids), entry)
+
+    def expire(self, claimed_before: int, entry: Entry, limit: int = _CHUNK) -> int:
+        """Void up to ``limit`` keys claimed before that time and never fully collected; returns how many."""
+        with self._database.write() as transaction:
+            found = transaction.execute(
+                "SELECT key_id FROM key WHERE state IN ('assigning', 'assigned', 'delivered') AND claimed_at < ?"
+                " ORDER BY claimed_at LIMIT ?",
+                (claimed_before, limit),
+            ).fetchall()
+            rows = _rows(transaction.connection, [UUID(bytes=key_id) for (key_id,) in found])
+            return len(_void(transaction, rows, entry))
+
+
+def _rows(connection: sqlite3.Connection, key_ids: Sequence[UUID]) -> list[_Row]:
+    """The rows of ``key_ids`` that exist, in the order given."""
+    found: dict[bytes, _Row] = {}
+    for start in range(0, len(key_ids), _CHUNK):
+        wanted = [key_id.bytes for key_id in key_ids[start : start + _CHUNK]]
+        marks = ",".join("?" * len(wanted))
+        for key_id, master, slaves, state, size, parts, served in connection.execute(
+            f"{_SELECT} ({marks})",  # only question marks are inserted
+            wanted,
+        ):
+            relation = Relation(master, tuple(json.loads(slaves)))
+            places = [(pk, first, count) for pk, first, count in json.loads(parts)]
+            found[key_id] = _Row(UUID(bytes=key_id), relation, state, size, places, served)
+    return [found[key_id.bytes] for key_id in key_ids if key_id.bytes in found]
+
+
+def _blocks(connection: sqlite3.Connection, block_pks: Iterable[int]) -> dict[int, tuple[BlockSeal, str, bytes]]:
+    """Seal, state and all segments of each block."""
+    blocks = {}
+    for block_pk in block_pks:
+        row = connection.execute(
+            "SELECT link_id, block_id, epoch, key_bits, wrapped, state, sealed FROM block"
+            " JOIN segments USING (block_pk) WHERE block_pk = ?",
+            (block_pk,),
+        ).fetchone()
+        if row is not None:
+            link_id, block_id, epoch, key_bits, wrapped, state, sealed = row
+            blocks[block_pk] = (BlockSeal(BlockName(link_id, block_id), epoch, key_bits, wrapped), state, sealed)
+    return blocks
+
+
+def _held(row: _Row, blocks: dict[int, tuple[BlockSeal, str, bytes]]) -> HeldKey:
+    state, parts = row.state, []
+    for block_pk, first, count in row.places if state == KeyState.DELIVERED else []:
+        seal, block_state, sealed = blocks[block_pk]
+        if block_state in ("frozen", "revoked"):
+            state = block_state
+        stride = segment_bytes(seal.key_bits)
+        parts.append(Part(seal, first, count, sealed[first * stride : (first + count) * stride]))
+    collected = frozenset(s for i, s in enumerate(row.relation.slaves) if row.served >> i & 1)
+    return HeldKey(SealedKey(row.key_id, row.size, tuple(parts)), row.relation, state, collected)
+
+
+def _collected(row: _Row, slave: str) -> dict[str, object]:
+    """The row's new values when ``slave`` has the key."""
+    slaves = row.relation.slaves
+    bit = 1 << slaves.index(slave)
+    everyone = (1 << len(slaves)) - 1
+    state = KeyState.CONSUMED if row.served | bit == everyone else KeyState.DELIVERED
+    return {"bit": bit, "state": state.value, "key_id": row.key_id.bytes}
+
+
+def _void(transaction: Transaction, rows: Sequence[_Row], entry: Entry) -> list[UUID]:
+    ended = (KeyState.CONSUMED, KeyState.VOID)
+    doomed = [row for row in rows if row.state not in ended]
+    if not doomed:
+        return []
+    transaction.executemany("UPDATE key SET state = 'void' WHERE key_id = ?", [(r.key_id.bytes,) for r in doomed])
+    _erase(transaction, [place for row in doomed for place in row.places])
+    transaction.append(entry.knowing(key_IDs=[str(row.key_id) for row in doomed]))
+    return [row.key_id for row in doomed]
+
+
+def _erase(transaction: Transaction, places: Sequence[tuple[int, int, int]]) -> None:
+    """Write zeros over segments; a block with none left, and none to give, is retired."""
+    by_block: dict[int, list[tuple[int, int]]] = defaultdict(list)
+    for block_pk, first, count in places:
+        by_block[block_pk].append((first, count))
+    for block_pk, runs in by_block.items():
+        (bits,) = transaction.execute("SELECT key_bits FROM block WHERE block_pk = ?", (block_pk,)).fetchone()
+        stride = segment_bytes(bits)
+        with transaction.connection.blobopen("segments", "sealed", block_pk) as blob:
+            for first, count in runs:
+                blob.seek(first * stride)
+                blob.write(bytes(count * stride))
+        transaction.execute(
+            "UPDATE block SET live = live - ? WHERE block_pk = ?", (sum(count for _, count in runs), block_pk)
+        )
+        retired = transaction.execute(
+            "UPDATE block SET state = 'retired' WHERE block_pk = ? AND live = 0"
+            " AND state IN ('exhausted', 'expired', 'revoked')",
+            (block_pk,),
+        )
+        if retired.rowcount:
+            transaction.execute("DELETE FROM segments WHERE block_pk = ?", (block_pk,))

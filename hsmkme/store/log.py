@@ -1,0 +1,72 @@
+"""The audit log's rows and seals."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from hsmkme.model import Entry, LogRow, Seal
+from hsmkme.store.database import Database
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The log at one moment: number and hash of its last row, its seals, its rows."""
+
+    seq: int
+    hash: bytes
+    seals: list[Seal]
+    rows: Iterator[LogRow]
+
+
+class Log:
+    """Reading the log, and adding to it what is not part of another transition."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def append(self, entry: Entry) -> LogRow:
+        """Write one row by itself: refusals, alarms, starts."""
+        with self._database.write() as transaction:
+            return transaction.append(entry)
+
+    def head(self) -> tuple[int, bytes]:
+        """Number and hash of the last row; 0 and zeros when there is none."""
+        with self._database.read() as connection:
+            seq, digest = connection.execute("SELECT seq, hash FROM log_head").fetchone()
+            return int(seq), bytes(digest)
+
+    @contextmanager
+    def snapshot(self) -> Iterator[Snapshot]:
+        """The whole log as it is now, whatever is appended meanwhile. Rows are read as they are asked for."""
+        with self._database.read() as connection:
+            seq, digest = connection.execute("SELECT seq, hash FROM log_head").fetchone()
+            seals = connection.execute("SELECT seq, hash, at, signature FROM log_seal ORDER BY seq").fetchall()
+            rows = connection.execute("SELECT seq, text, hash FROM log ORDER BY seq")
+            yield Snapshot(seq, digest, [Seal(*seal) for seal in seals], (LogRow(*row) for row in rows))
+
+    def latest(self, count: int, event_prefix: str = "") -> list[LogRow]:
+        """The last ``count`` rows whose event begins with ``event_prefix``, oldest first."""
+        with self._database.read() as connection:
+            rows = connection.execute(
+                "SELECT seq, text, hash FROM log WHERE substr(text ->> '$.event', 1, ?) = ? ORDER BY seq DESC LIMIT ?",
+                (len(event_prefix), event_prefix, count),
+            ).fetchall()
+            return [LogRow(*row) for row in reversed(rows)]
+
+    def last_seal(self) -> Seal | None:
+        """The newest seal."""
+        with self._database.read() as connection:
+            row = connection.execute(
+                "SELECT seq, hash, at, signature FROM log_seal ORDER BY seq DESC LIMIT 1"
+            ).fetchone()
+            return None if row is None else Seal(*row)
+
+    def add_seal(self, seal: Seal) -> None:
+        """Keep a seal; sealing the same row again changes nothing."""
+        with self._database.write(logged=False) as transaction:
+            transaction.execute(
+                "INSERT INTO log_seal VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
+                (seal.seq, seal.hash, seal.at, seal.signature),
+            )

@@ -1,0 +1,121 @@
+"""SAEs, the pairs that may exchange keys, links and epochs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import sqlite_utils
+
+from hsmkme.errors import StoreError
+from hsmkme.model import Entry, Link, Sae
+from hsmkme.states import EpochState
+from hsmkme.store.database import Database
+
+
+class Registry:
+    """Who and what this KME knows."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def saes(self, sae_ids: Iterable[str]) -> dict[str, Sae]:
+        """Those of ``sae_ids`` that are registered."""
+        with self._database.read() as connection:
+            found = {}
+            for sae_id in sae_ids:
+                row = connection.execute("SELECT kme_id, revoked FROM sae WHERE sae_id = ?", (sae_id,)).fetchone()
+                if row is not None:
+                    found[sae_id] = Sae(sae_id, row[0], bool(row[1]))
+            return found
+
+    def all_saes(self) -> list[Sae]:
+        """Every registered SAE."""
+        with self._database.read() as connection:
+            rows = connection.execute("SELECT sae_id, kme_id, revoked FROM sae ORDER BY sae_id")
+            return [Sae(sae_id, kme_id, bool(revoked)) for sae_id, kme_id, revoked in rows]
+
+    def allowed(self, master: str, slaves: Sequence[str]) -> frozenset[str]:
+        """Those of ``slaves`` that may share keys of ``master``."""
+        with self._database.read() as connection:
+            statement = "SELECT 1 FROM pair WHERE master = ? AND slave = ?"
+            return frozenset(s for s in slaves if connection.execute(statement, (master, s)).fetchone())
+
+    def pairs(self) -> list[tuple[str, str]]:
+        """Every (master, slave) that is allowed."""
+        with self._database.read() as connection:
+            return connection.execute("SELECT master, slave FROM pair ORDER BY master, slave").fetchall()
+
+    def add_sae(self, sae_id: str, kme_id: str, entry: Entry) -> bool:
+        """Register an SAE; False if it is already registered so. Raises `StoreError` if at another KME."""
+        with self._database.write() as transaction:
+            row = transaction.execute("SELECT kme_id, revoked FROM sae WHERE sae_id = ?", (sae_id,)).fetchone()
+            if row == (kme_id, 0):
+                return False
+            if row is not None:
+                raise StoreError(f"SAE {sae_id} is registered at {row[0]}" + (", revoked" if row[1] else ""))
+            transaction.execute("INSERT INTO sae (sae_id, kme_id) VALUES (?, ?)", (sae_id, kme_id))
+            transaction.append(entry.knowing(sae=sae_id, kme=kme_id))
+            return True
+
+    def revoke_sae(self, sae_id: str, entry: Entry) -> bool:
+        """Refuse every later request of an SAE; False if it was revoked before."""
+        with self._database.write() as transaction:
+            row = transaction.execute("SELECT revoked FROM sae WHERE sae_id = ?", (sae_id,)).fetchone()
+            if row is None:
+                raise StoreError(f"no SAE {sae_id} is registered")
+            if row[0]:
+                return False
+            transaction.execute("UPDATE sae SET revoked = 1 WHERE sae_id = ?", (sae_id,))
+            transaction.append(entry.knowing(sae=sae_id))
+            return True
+
+    def allow(self, master: str, slave: str, entry: Entry) -> bool:
+        """Let ``slave`` share keys of ``master``; False if it may already."""
+        with self._database.write() as transaction:
+            cursor = transaction.execute("INSERT INTO pair VALUES (?, ?) ON CONFLICT DO NOTHING", (master, slave))
+            if cursor.rowcount:
+                transaction.append(entry.knowing(master=master, slave=slave))
+            return bool(cursor.rowcount)
+
+    def deny(self, master: str, slave: str, entry: Entry) -> bool:
+        """End what `allow` allowed; False if it was not allowed."""
+        with self._database.write() as transaction:
+            cursor = transaction.execute("DELETE FROM pair WHERE master = ? AND slave = ?", (master, slave))
+            if cursor.rowcount:
+                transaction.append(entry.knowing(master=master, slave=slave))
+            return bool(cursor.rowcount)
+
+    def admit_links(self, links: Sequence[Link], entry: Entry) -> None:
+        """Make links of the configuration known; a link that changed its peer is refused."""
+        with self._database.write() as transaction:
+            for link in links:
+                row = transaction.execute("SELECT peer FROM link WHERE link_id = ?", (link.link_id,)).fetchone()
+                if row is not None and row[0] != link.peer:
+                    raise StoreError(f"link {link.link_id} goes to {row[0]}, the configuration says {link.peer}")
+                if row is None:
+                    transaction.execute("INSERT INTO link (link_id, peer) VALUES (?, ?)", (link.link_id, link.peer))
+                    transaction.append(entry.knowing(link=link.link_id, peer=link.peer))
+
+    def pools(self) -> list[dict[str, object]]:
+        """Links, their state, and how many keys of each size can be claimed."""
+        with self._database.read() as connection:
+            return list(
+                sqlite_utils.Database(connection).query(
+                    "SELECT link_id AS link, peer, state, key_bits, ready FROM link LEFT JOIN pool USING (link_id)"
+                    " ORDER BY link_id, key_bits"
+                )
+            )
+
+    def epochs(self) -> list[tuple[int, EpochState, str]]:
+        """Every epoch with its state and check value."""
+        with self._database.read() as connection:
+            rows = connection.execute("SELECT epoch, state, check_value FROM epoch ORDER BY epoch").fetchall()
+            return [(epoch, EpochState(state), value) for epoch, state, value in rows]
+
+    def admit_epoch(self, epoch: int, check_value: str, entry: Entry) -> None:
+        """Record a master key that a ceremony made, as the active epoch."""
+        with self._database.write() as transaction:
+            transaction.execute(
+                "INSERT INTO epoch VALUES (?, ?, ?)", (epoch, EpochState.ACTIVE.value, check_value)
+            )
+            transaction.append(entry.knowing(epoch=epoch, check_value=check_value))

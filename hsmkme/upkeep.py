@@ -1,0 +1,68 @@
+"""Independent, idempotent duties on a clock. Each survives kill -9 at any line: it is simply done again."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from hsmkme.config import Config
+from hsmkme.custody import Custody
+from hsmkme.errors import HsmkmeError
+from hsmkme.model import Clock, Entry
+from hsmkme.store import Store
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Duty:
+    """Something to do every ``seconds``."""
+
+    name: str
+    seconds: float
+    act: Callable[[], object]
+    due: float = field(default=0.0)
+
+
+class Upkeep:
+    """The duties of one KME; ``clock`` is in seconds."""
+
+    def __init__(self, config: Config, custody: Custody, store: Store, clock: Clock) -> None:
+        self._config = config
+        self._custody = custody
+        self._store = store
+        self._clock = clock
+        self._sealed_at = clock()
+        self.duties = [
+            Duty("seal", 1.0, self.seal),
+            Duty("expire", 60.0, self.expire),
+            Duty("scrub", 60.0, store.checkpoint),
+        ]
+
+    def tick(self) -> None:
+        """Do what is due. A duty that fails is logged and done again at its next time; the others go on."""
+        now = self._clock()
+        for duty in self.duties:
+            if duty.due > now:
+                continue
+            duty.due = now + duty.seconds
+            try:
+                duty.act()
+            except HsmkmeError as error:
+                log.error("duty %s failed, it will be tried again: %s", duty.name, error)
+
+    def seal(self) -> None:
+        """Seal the log when enough rows or seconds went by since the last seal."""
+        last = self._store.log.last_seal()
+        unsealed = self._store.log.head()[0] - (last.seq if last else 0)
+        waited = self._clock() - self._sealed_at
+        if unsealed >= self._config.audit.seal_rows or (unsealed and waited >= self._config.audit.seal_seconds):
+            self._custody.seal_log()
+            self._sealed_at = self._clock()
+
+    def expire(self) -> None:
+        """Void keys that their slaves never collected; their bytes are erased."""
+        before = int(self._clock()) - self._config.keys.uncollected_seconds
+        while self._store.keys.expire(before, Entry("key.expire", "upkeep", {"reason": "uncollected"})):
+            pass

@@ -1,0 +1,137 @@
+"""What the tests stand on: real tokens (SoftHSM), real stores, a real KME behind mutual TLS."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from hsmkme.audit import AuditChain
+from hsmkme.hsm import Token, TokenAddress, load_profile
+from hsmkme.model import BlockName, Entry, KeyMaterial, Link, RawBlock
+from hsmkme.store import Store, migrate
+from tests.world import Demo, start_demo
+
+PIN = "test-user-pin"
+SO_PIN = "test-so-pin-1"
+
+_MAKE_TOKEN = """
+import sys, time
+from pathlib import Path
+from hsmkme.ceremony import steps
+from hsmkme.ceremony.transcript import Transcript
+from hsmkme.hsm import TokenAddress, load_profile
+label, conf, transcript, pin, so_pin = sys.argv[1:]
+profile = load_profile("softhsm-2.6")
+address = TokenAddress(profile, Path(profile.module), label, softhsm_conf=Path(conf))
+steps.first(address, lambda: so_pin, lambda: pin, Transcript(Path(transcript), time.time))
+"""
+
+
+class FakeClock:
+    """A clock that moves only when it is told to."""
+
+    def __init__(self, now: float = 1_800_000_000.0) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture(scope="session")
+def softhsm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SoftHSM configuration with an empty token directory; the module reads it in this process."""
+    home = tmp_path_factory.mktemp("softhsm")
+    (home / "tokens").mkdir()
+    conf = home / "softhsm2.conf"
+    conf.write_text(
+        f"directories.tokendir = {home}/tokens\nobjectstore.backend = file\n"
+        "log.level = ERROR\nlibrary.reset_on_fork = true\n"
+    )
+    os.environ["SOFTHSM2_CONF"] = str(conf)
+    return conf
+
+
+@pytest.fixture(scope="session")
+def make_token(softhsm: Path) -> Callable[[], TokenAddress]:
+    """Makes a token by the first ceremony, in a process of its own, and gives its address."""
+    numbers = itertools.count(1)
+    profile = load_profile("softhsm-2.6")
+
+    def make() -> TokenAddress:
+        label = f"test-{next(numbers)}"
+        transcript = softhsm.parent / f"{label}.jsonl"
+        # The PINs of test tokens are no secrets; the product itself never takes one as an argument.
+        command = [sys.executable, "-c", _MAKE_TOKEN, label, str(softhsm), str(transcript), PIN, SO_PIN]
+        subprocess.run(command, check=True)
+        return TokenAddress(profile, Path(profile.module), label, softhsm_conf=softhsm)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def address(make_token: Callable[[], TokenAddress]) -> TokenAddress:
+    """A token that tests share; they change no token objects on it."""
+    return make_token()
+
+
+@pytest.fixture
+def token(address: TokenAddress) -> Iterator[Token]:
+    """The shared token as the service opens it."""
+    opened = Token(address, lambda: PIN)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def store(tmp_path: Path, clock: FakeClock) -> Iterator[Store]:
+    """An empty store that knows epoch 1, a local link `local` and a link `far` to another KME."""
+    path = tmp_path / "store.sqlite"
+    migrate(path)
+    opened = Store(path, AuditChain(), clock)
+    opened.registry.admit_epoch(1, "0011223344", Entry("epoch.activate", "test"))
+    opened.registry.admit_links([Link("local", "kme-1"), Link("far", "kme-2")], Entry("link.admit", "test"))
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def raw_block() -> Callable[..., RawBlock]:
+    """Makes a block of random keys."""
+    names = itertools.count(1)
+
+    def make(keys: int = 4, bits: int = 256, link: str = "local", block_id: str | None = None) -> RawBlock:
+        name = BlockName(link, block_id or f"block-{next(names)}")
+        return RawBlock(name, bits, KeyMaterial(os.urandom(keys * bits // 8)))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
+    """A running KME with four SAEs, shared by tests that leave it usable."""
+    with start_demo(tmp_path_factory.mktemp("demo"), saes=4, keys=20_000) as running:
+        yield running
+
+
+@pytest.fixture
+def fresh_demo(tmp_path: Path) -> Iterator[Callable[..., Demo]]:
+    """Starts a KME of the test's own, to be killed, starved or filled; stopped at the end."""
+    from contextlib import ExitStack
+
+    with ExitStack() as stack:
+
+        def start(**options: int) -> Demo:
+            return stack.enter_context(start_demo(tmp_path / "demo", **options))
+
+        yield start
