@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from rich.console import Console
 from rich.panel import Panel
-from rich.table import Table
+from rich.table import Column, Table
 
 from hsmkme.errors import OperatorFault
 
@@ -20,7 +20,7 @@ from hsmkme.errors import OperatorFault
 def exchange(console: Console, demo: dict[str, Any]) -> str:
     """``sae-1`` gets a key, ``sae-2`` collects it; the bytes are compared and not shown. Returns the key_ID."""
     master, slave = demo["saes"][:2]
-    steps = Table("step", "who", "asks", "answer", box=None, header_style="bold")
+    steps = Table("step", "who", "asks", Column("answer", overflow="fold"), box=None, header_style="bold")
     before = _call(demo, master, f"{slave['id']}/status")
     steps.add_row("1", master["id"], "Get status", f"{before['stored_key_count']} keys for {slave['id']}")
     (fetched,) = _call(demo, master, f"{slave['id']}/enc_keys")["keys"]
