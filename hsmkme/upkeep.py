@@ -49,7 +49,7 @@ class Upkeep:
             duty.due = now + duty.seconds
             try:
                 duty.act()
-            except HsmkmeError as error:
+            except (HsmkmeError, OSError) as error:
                 log.error("duty %s failed, it will be tried again: %s", duty.name, error)
 
     def seal(self) -> None:

@@ -45,7 +45,7 @@ def seal_and_open(token: Token, name: str) -> bool:
 
 def work(token: Token, until: Callable[[], bool], thread: int, findings: list[str], done: list[int]) -> None:
     count = 0
-    while not until() and not findings:
+    while not until():
         try:
             right = seal_and_open(token, f"{thread}-{count}")
         except Exception as error:  # noqa: BLE001 - the finding is the point
