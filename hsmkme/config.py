@@ -1,28 +1,33 @@
 """One strict, frozen configuration from one TOML file. No secret is in it.
 
-An unknown key is refused by name. Paths are relative to the file. `load` finds everything wrong with
-the text at once, each with the line to change; what only the machine can tell is checked in `bootstrap`.
+An unknown key is refused by name, and a number in quotes too. Paths are relative to the file. `load` finds
+everything wrong with the text at once, each with the line to change; what only the machine can tell is
+checked in `diagnosis`.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import re
 import tomllib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError
 
 from hsmkme.errors import ConfigRefused
 from hsmkme.model import SEGMENT_BITS_STEP, Link
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
 Positive = Annotated[int, Field(gt=0)]
+Bits = Annotated[int, Field(gt=0, multiple_of=8)]
+FilePath = Annotated[Path, Strict(False)]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class TokenSection(_Section):
@@ -30,11 +35,11 @@ class TokenSection(_Section):
 
     profile: str = "softhsm-2.6"
     label: Annotated[str, Field(min_length=1, max_length=32)]
-    pin_file: Path
-    module: Path | None = None
+    pin_file: FilePath
+    module: FilePath | None = None
     module_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
     serial: str | None = None
-    softhsm_conf: Path | None = None
+    softhsm_conf: FilePath | None = None
     block_keys: Positive = 64
 
 
@@ -42,12 +47,25 @@ class ServerSection(_Section):
     """``[server]``: the SAE side. ``sae_ca`` holds the CAs whose certificates are SAEs."""
 
     bind: list[str] = ["127.0.0.1:8443"]
-    certificate: Path
-    key: Path
-    sae_ca: Path
+    certificate: FilePath
+    key: FilePath
+    sae_ca: FilePath
+    sae_crl: Path | None = None
     workers: Positive = 2
     threads: Positive = 8
     max_body_bytes: Positive = 65536
+
+
+class ProxySection(_Section):
+    """``[proxy]``: a TLS-terminating proxy in front. Off without ``bind``.
+
+    ``bind`` are plain listeners: Unix sockets, or addresses at which only the ``trusted`` may connect. The proxy
+    puts the client's certificate into ``header``, PEM and URL-encoded; elsewhere that header means nothing.
+    """
+
+    bind: list[str] = []
+    trusted: list[str] = []
+    header: str = "X-SSL-Client-Cert"
 
 
 class SaeSection(_Section):
@@ -60,23 +78,14 @@ class SaeSection(_Section):
 class KeysSection(_Section):
     """``[keys]``: limits of ETSI GS QKD 014 §6.2; sizes in bits."""
 
-    key_size: Positive = 256
-    min_key_size: Positive = 64
-    max_key_size: Positive = 4096
+    key_size: Bits = 256
+    min_key_size: Bits = 64
+    max_key_size: Bits = 4096
     max_key_per_request: Positive = 128
-    max_sae_id_count: Annotated[int, Field(ge=0)] = 8
+    max_sae_id_count: Annotated[int, Field(ge=0, le=62)] = 8  # a bit of a stored integer for each slave
     max_key_count: Positive = 1_000_000
     block_keys: Positive = 128
     uncollected_seconds: Positive = 86400
-
-    @model_validator(mode="after")
-    def _sizes_fit(self) -> KeysSection:
-        for name in ("key_size", "min_key_size", "max_key_size"):
-            if getattr(self, name) % 8:
-                raise ValueError(f"{name} shall be a multiple of 8")
-        if not self.min_key_size <= self.key_size <= self.max_key_size:
-            raise ValueError("min_key_size ≤ key_size ≤ max_key_size does not hold")
-        return self
 
 
 class AuditSection(_Section):
@@ -91,20 +100,14 @@ class LinkSection(_Section):
 
     id: Name
     peer: Name
-    key_bits: Positive = 256
-
-    @model_validator(mode="after")
-    def _can_be_stored(self) -> LinkSection:
-        if self.key_bits % SEGMENT_BITS_STEP:
-            raise ValueError(f"key_bits shall be a multiple of {SEGMENT_BITS_STEP}")
-        return self
+    key_bits: Annotated[int, Field(gt=0, multiple_of=SEGMENT_BITS_STEP)] = 256
 
 
 class SpoolSection(_Section):
     """``[[spool]]``: a directory into which a device renames its key files."""
 
     link: Name
-    directory: Path
+    directory: FilePath
     format: Literal["auto", "binary", "hex", "base64"] = "auto"
 
 
@@ -112,24 +115,15 @@ class Config(_Section):
     """The whole file."""
 
     kme_id: Name
-    store: Path
+    store: FilePath
     token: TokenSection
     server: ServerSection
+    proxy: ProxySection = ProxySection()
     sae: SaeSection = SaeSection()
     keys: KeysSection = KeysSection()
     audit: AuditSection = AuditSection()
     link: list[LinkSection] = []
     spool: list[SpoolSection] = []
-
-    @model_validator(mode="after")
-    def _names_fit(self) -> Config:
-        known = [link.id for link in self.link]
-        if len(set(known)) != len(known):
-            raise ValueError("two links have the same id")
-        for spool in self.spool:
-            if spool.link not in known:
-                raise ValueError(f"spool {spool.directory} names link {spool.link}, which is not configured")
-        return self
 
     @property
     def links(self) -> list[Link]:
@@ -145,22 +139,33 @@ class Config(_Section):
         raise ConfigRefused([f"no link {link_id!r} is configured; configured: {known}"])
 
 
-_PATHS = {"store", "pin_file", "module", "softhsm_conf", "certificate", "key", "sae_ca", "directory"}
+_PATHS: Final = {"store", "pin_file", "module", "softhsm_conf", "certificate", "key", "sae_ca", "sae_crl", "directory"}
 
 
 def load(path: Path) -> Config:
     """The configuration in the file at ``path``; raises `ConfigRefused` with everything that is wrong."""
+    config, findings = examine(path)
+    if config is None or findings:
+        raise ConfigRefused(findings)
+    return config
+
+
+def examine(path: Path) -> tuple[Config | None, list[str]]:
+    """The configuration in the file at ``path`` as far as it makes sense, and everything that is wrong with it.
+
+    What is wrong is left out of the configuration; None if what is left is none. For `diagnosis` only.
+    """
     try:
         text = path.read_text(encoding="utf-8")
-        tree = tomllib.loads(text)
+        tree = _resolved(tomllib.loads(text), path.resolve().parent)
     except OSError as error:
-        raise ConfigRefused([f"{path}: cannot be read: {error.strerror}"]) from error
+        return None, [f"{path}: cannot be read: {error.strerror}"]
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigRefused([f"{path}: {error}"]) from error
-    try:
-        return Config.model_validate(_resolved(tree, path.resolve().parent))
-    except ValidationError as error:
-        raise ConfigRefused([_finding(path, text, one) for one in error.errors()]) from error
+        return None, [f"{path}: {error}"]
+    config, wrong = _validated(tree)
+    wrong += _misfits(tree)
+    findings = [(line_of(text, location), ".".join(map(str, location)), message) for location, message in wrong]
+    return config, [f"{path}:{line}: {name}: {message}" for line, name, message in sorted(findings)]
 
 
 def digest(path: Path) -> str:
@@ -178,16 +183,54 @@ def _resolved(tree: Any, base: Path) -> Any:
     return [_resolved(entry, base) for entry in tree] if isinstance(tree, list) else tree
 
 
-def _finding(path: Path, text: str, error: Any) -> str:
-    location = [part for part in error["loc"] if not str(part).startswith("function-")]
-    name = ".".join(str(part) for part in location)
-    message = {"extra_forbidden": "unknown key", "missing": "is missing"}.get(
-        error["type"], error["msg"].removeprefix("Value error, ")
-    )
-    return f"{path}:{line_of(text, location)}: {name + ': ' if name else ''}{message}"
+Location = list[str | int]
+_MESSAGES: Final = {"extra_forbidden": "unknown key", "missing": "is missing"}
 
 
-def line_of(text: str, location: list[Any]) -> int:
+def _validated(tree: Mapping[str, Any]) -> tuple[Config | None, list[tuple[Location, str]]]:
+    """The configuration in ``tree`` without what is wrong with it, and what that is."""
+    try:
+        return Config.model_validate(tree), []
+    except ValidationError as error:
+        wrong = [(list(one["loc"]), _MESSAGES.get(one["type"], one["msg"])) for one in error.errors()]
+    rest = copy.deepcopy(tree)
+    for location, _ in wrong:
+        _leave_out(rest, location)
+    try:
+        return Config.model_validate(rest), wrong
+    except ValidationError:
+        return None, wrong
+
+
+def _leave_out(tree: Any, location: Location) -> None:
+    for step in location[:-1]:
+        tree = tree[step]
+    if isinstance(tree, dict):
+        tree.pop(location[-1], None)
+
+
+def _misfits(tree: Mapping[str, Any]) -> Iterator[tuple[Location, str]]:
+    """What fits by itself but not together. Works on any tree: the parts may be wrong as well."""
+    sizes = {name: KeysSection.model_fields[name].default for name in ("min_key_size", "key_size", "max_key_size")}
+    given = tree.get("keys")
+    sizes |= {name: given[name] for name in sizes if isinstance(given, dict) and isinstance(given.get(name), int)}
+    if list(sizes.values()) != sorted(sizes.values()):
+        yield ["keys"], "min_key_size ≤ key_size ≤ max_key_size does not hold"
+    links = [link.get("id") for link in _tables(tree, "link")]
+    for number, link_id in enumerate(links):
+        if link_id in links[:number]:
+            yield ["link", number, "id"], "another link has this id"
+    for number, spool in enumerate(_tables(tree, "spool")):
+        if isinstance(spool.get("link"), str) and spool["link"] not in links:
+            yield ["spool", number, "link"], f"no link {spool['link']!r} is configured"
+
+
+def _tables(tree: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
+    found = tree.get(name)
+    return [table for table in found if isinstance(table, dict)] if isinstance(found, list) else []
+
+
+def line_of(text: str, location: Location) -> int:
     """The line of ``text`` on which the key or table at ``location`` stands; 1 if it does not."""
     tables = [part for part in location if isinstance(part, str)]
     position = next((part for part in location if isinstance(part, int)), 0)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from hsmkme import bootstrap, server
+from hsmkme import bootstrap
 from hsmkme import config as configuration
 from hsmkme.config import Config
 from hsmkme.errors import ConfigRefused, HsmkmeError
 from hsmkme.hsm import Token
+from hsmkme.server.tls import check_files
 from hsmkme.store import Store
 
 
@@ -19,7 +20,7 @@ def findings(path: Path) -> list[str]:
         config = configuration.load(path)
     except ConfigRefused as refusal:
         return list(refusal.findings)
-    return [*server.check_files(config.server), *_spools(config), *_token_and_store(config)]
+    return [*check_files(config.server), *_spools(config), *_token_and_store(config)]
 
 
 def _spools(config: Config) -> Iterator[str]:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
-from ssl import SSLSocket
-from typing import Any, Final
+from typing import Any, Final, Protocol, runtime_checkable
 
 from cryptography import x509
 from cryptography.x509.oid import NameOID
@@ -15,6 +14,15 @@ from hsmkme.errors import NotEntitled
 from hsmkme.policy import NOT_AUTHORISED
 
 _KEPT: Final = 1024
+
+
+@runtime_checkable
+class TlsConnection(Protocol):
+    """What stands in the WSGI environment for the client's connection."""
+
+    def getpeercert(self, binary_form: bool = False) -> Any:
+        """The verified client certificate, DER if ``binary_form``; None without one."""
+        ...
 
 
 class Callers:
@@ -27,7 +35,7 @@ class Callers:
     def of(self, environ: Mapping[str, Any]) -> str:
         """The SAE id of the request's certificate; raises `NotEntitled` (SAE-CERT-1, SAE-CERT-2)."""
         connection = environ.get("gunicorn.socket")
-        certificate = connection.getpeercert(binary_form=True) if isinstance(connection, SSLSocket) else None
+        certificate = connection.getpeercert(binary_form=True) if isinstance(connection, TlsConnection) else None
         if not certificate:
             raise NotEntitled("a client certificate is required", rule="SAE-CERT-1")
         names = self._names(certificate)

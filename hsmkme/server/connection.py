@@ -1,0 +1,158 @@
+"""One client connection that never blocks: handshake, request, answer, end, each with a deadline."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from contextlib import suppress
+from enum import Enum, auto
+from typing import Final
+
+from hsmkme.server.framing import Framing
+
+HANDSHAKE_SECONDS: Final = 10.0
+REQUEST_SECONDS: Final = 15.0
+ANSWER_SECONDS: Final = 30.0
+IDLE_SECONDS: Final = 75.0
+LINGER_SECONDS: Final = 2.0
+
+_READ: Final = 65536
+_CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+Socket = socket.socket | ssl.SSLSocket
+Address = tuple[str, int] | str
+
+
+class Phase(Enum):
+    """What a connection is waiting for."""
+
+    HANDSHAKE = auto()
+    REQUEST = auto()
+    WORK = auto()
+    ANSWER = auto()
+    LINGER = auto()
+    CLOSED = auto()
+
+
+class Connection:
+    """A client's connection. The event loop calls `advance` when it is readable or writable as it asked.
+
+    ``deadline`` is in the loop's clock; ``proxied`` says that a trusted proxy is at the other end.
+    """
+
+    def __init__(self, sock: Socket, peer: Address, server: Address, body_limit: int, *, proxied: bool) -> None:
+        self.socket = sock
+        self.peer = peer
+        self.server = server
+        self.proxied = proxied
+        self.phase = Phase.HANDSHAKE if isinstance(sock, ssl.SSLSocket) else Phase.REQUEST
+        self.wants_write = False
+        self.deadline = 0.0
+        self._body_limit = body_limit
+        self._received = bytearray()
+        self._framing = Framing(body_limit)
+        self._answer = memoryview(b"")
+        self._closing = False
+
+    def advance(self, now: float) -> bytes | None:
+        """Go on as far as possible without waiting; gives a whole request when there is one.
+
+        Raises `FramingError` for a request that will not be waited for. ``phase`` is CLOSED when the client left.
+        """
+        try:
+            match self.phase:
+                case Phase.HANDSHAKE:
+                    return self._shake_hands(now)
+                case Phase.REQUEST:
+                    return self._read(now)
+                case Phase.ANSWER:
+                    return self._write(now)
+                case Phase.LINGER:
+                    self._discard()
+        except (ssl.SSLWantReadError, BlockingIOError):
+            self.wants_write = False
+        except ssl.SSLWantWriteError:
+            self.wants_write = True
+        except OSError:
+            self.close()
+        return None
+
+    def answer(self, data: bytes, now: float, *, close: bool) -> bytes | None:
+        """Send ``data``; afterwards wait for the next request, or end if ``close``. Gives a request already there."""
+        self._answer, self._closing = memoryview(data), close
+        self.phase, self.deadline, self.wants_write = Phase.ANSWER, now + ANSWER_SECONDS, True
+        return self.advance(now)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing of a next request has arrived."""
+        return self.phase is Phase.REQUEST and not self._received
+
+    def close(self) -> None:
+        """End at once; says so to a TLS client that listens."""
+        self.phase = Phase.CLOSED
+        with suppress(OSError, ValueError):
+            if isinstance(self.socket, ssl.SSLSocket):
+                self.socket.unwrap()
+        self.socket.close()
+
+    def _shake_hands(self, now: float) -> bytes | None:
+        assert isinstance(self.socket, ssl.SSLSocket)  # noqa: S101 - only TLS sockets begin in this phase
+        self.socket.do_handshake()
+        self.phase, self.deadline, self.wants_write = Phase.REQUEST, now + REQUEST_SECONDS, False
+        return self._read(now)
+
+    def _read(self, now: float) -> bytes | None:
+        """Read until a request is whole or nothing more is there."""
+        while True:
+            request = self._whole_request()
+            if request is not None:
+                self.phase = Phase.WORK
+                return request
+            data = self.socket.recv(_READ)
+            if not data:
+                self.close()
+                return None
+            if not self._received:
+                self.deadline = now + REQUEST_SECONDS
+            self._received += data
+
+    def _whole_request(self) -> bytes | None:
+        if not self._received:
+            return None
+        end = self._framing.end(self._received)
+        if end is None:
+            if self._framing.wants_continue:
+                self._framing.wants_continue = False
+                self.socket.send(_CONTINUE)
+            return None
+        request = bytes(self._received[:end])
+        self._closing = self._framing.oversized
+        del self._received[:end]
+        self._framing = Framing(self._body_limit)
+        return request
+
+    @property
+    def must_close(self) -> bool:
+        """Whether the rest of the request in work was not waited for, so that nothing can follow it."""
+        return self._closing
+
+    def _write(self, now: float) -> bytes | None:
+        while self._answer:
+            self._answer = self._answer[self.socket.send(self._answer) :]
+        self.wants_write = False
+        if self._closing:
+            self.phase, self.deadline = Phase.LINGER, now + LINGER_SECONDS
+            if isinstance(self.socket, ssl.SSLSocket):
+                with suppress(ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                    self.socket.unwrap()
+            self.socket.shutdown(socket.SHUT_WR)
+            return None
+        self.phase, self.deadline = Phase.REQUEST, now + IDLE_SECONDS
+        return self._read(now)
+
+    def _discard(self) -> None:
+        """Read what the client still sends, so that the kernel does not cut off the answer with a reset."""
+        while self.socket.recv(_READ):
+            pass
+        self.close()

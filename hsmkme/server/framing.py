@@ -1,0 +1,115 @@
+"""Where a request ends: enough of HTTP/1.1 (RFC 9112 §6) to wait for a whole one, and no more.
+
+gunicorn's parser reads the request itself afterwards, strictly. What is ambiguous here is refused: a
+request whose end two readers could see in different places is an attack.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from http import HTTPStatus
+from typing import Final
+
+HEAD_LIMIT: Final = 16384
+"""Bytes of request line and headers."""
+
+_CHUNK_LINE_LIMIT: Final = 256
+_CHUNK_SIZE: Final = re.compile(rb"([0-9A-Fa-f]{1,8})[ \t]*(;.*)?")
+
+
+class FramingError(Exception):
+    """The end of the request cannot be found, or will not be waited for; ``status`` is the HTTP answer."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+
+
+def refusal(status: int, message: str) -> bytes:
+    """A whole HTTP answer with an Error body (ETSI GS QKD 014 §6.5), after which the connection ends."""
+    body = json.dumps({"message": message}).encode()
+    head = (
+        f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nConnection: close\r\nContent-Type: application/json\r\n"
+        f"Cache-Control: no-store\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    return head.encode() + body
+
+
+class Framing:
+    """Finds the end of one request as its bytes arrive; ``body_limit`` in bytes."""
+
+    def __init__(self, body_limit: int) -> None:
+        self._body_limit = body_limit
+        self._at = 0
+        self._chunked = False
+        self._body = 0
+        self._head_done = False
+        self.wants_continue = False
+        self.oversized = False
+
+    def end(self, buffer: bytearray) -> int | None:
+        """How many bytes of ``buffer`` are the request, or None while it is not whole.
+
+        An announced body over the limit is not waited for: the request ends with its head and is
+        ``oversized``, so that the application can refuse it. Raises `FramingError`.
+        """
+        if not self._head_done and not self._read_head(buffer):
+            return None
+        if self.oversized:
+            return self._at
+        if self._chunked:
+            return self._chunked_end(buffer)
+        return self._at + self._body if len(buffer) >= self._at + self._body else None
+
+    def _read_head(self, buffer: bytearray) -> bool:
+        found = buffer.find(b"\r\n\r\n", 0, HEAD_LIMIT)
+        if found < 0:
+            if len(buffer) >= HEAD_LIMIT:
+                raise FramingError(431, f"the headers are longer than {HEAD_LIMIT} bytes")
+            return False
+        fields = [line.partition(b":") for line in bytes(buffer[:found]).lower().split(b"\r\n")[1:]]
+        lengths = [value.strip() for name, _, value in fields if name.strip() == b"content-length"]
+        codings = [value.strip() for name, _, value in fields if name.strip() == b"transfer-encoding"]
+        if codings and (lengths or codings != [b"chunked"]):
+            raise FramingError(400, "Transfer-Encoding shall be chunked, and Content-Length absent then")
+        if lengths and (len(lengths) > 1 or not re.fullmatch(rb"[0-9]{1,18}", lengths[0])):
+            raise FramingError(400, "Content-Length shall be one number")
+        self.wants_continue = any(name.strip() == b"expect" for name, _, _ in fields)
+        self._chunked = bool(codings)
+        self._body = int(lengths[0]) if lengths else 0
+        self.oversized = self._body > self._body_limit
+        self._at, self._head_done = found + 4, True
+        return True
+
+    def _chunked_end(self, buffer: bytearray) -> int | None:
+        """Walk over the chunks that are there; remembers how far it came."""
+        while True:
+            line_end = buffer.find(b"\r\n", self._at, self._at + _CHUNK_LINE_LIMIT)
+            if line_end < 0:
+                if len(buffer) >= self._at + _CHUNK_LINE_LIMIT:
+                    raise FramingError(400, "a chunk has no size")
+                return None
+            line = bytes(buffer[self._at : line_end])
+            size = _CHUNK_SIZE.fullmatch(line)
+            if size is None:
+                raise FramingError(400, "a chunk has no size")
+            length = int(size[1], 16)
+            if length == 0:
+                return self._trailer_end(buffer, line_end + 2)
+            self._body += length
+            if self._body > self._body_limit:
+                raise FramingError(413, f"the body is longer than {self._body_limit} bytes")
+            if len(buffer) < line_end + 2 + length + 2:
+                self._body -= length
+                return None
+            self._at = line_end + 2 + length + 2
+
+    def _trailer_end(self, buffer: bytearray, start: int) -> int | None:
+        """Trailers are not accepted: the last chunk is followed by an empty line."""
+        if len(buffer) < start + 2:
+            return None
+        if buffer[start : start + 2] != b"\r\n":
+            raise FramingError(400, "trailers are not accepted")
+        return start + 2

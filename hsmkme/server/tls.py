@@ -1,0 +1,96 @@
+"""TLS contexts from files that may change while the server runs."""
+
+from __future__ import annotations
+
+import logging
+import ssl
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from hsmkme.config import ServerSection
+
+log = logging.getLogger(__name__)
+
+LOOK_SECONDS: Final = 1.0
+"""How often the files are looked at."""
+
+
+class Contexts:
+    """The current TLS context. A changed file is read within a second; one that cannot be read changes nothing."""
+
+    def __init__(self, section: ServerSection, clock: Callable[[], float] = time.monotonic) -> None:
+        self._section = section
+        self._clock = clock
+        self._looked_at = clock()
+        self._seen = self._stamps()
+        self._context = tls_context(section)
+
+    def current(self) -> ssl.SSLContext:
+        """The context for a new connection."""
+        now = self._clock()
+        if now - self._looked_at >= LOOK_SECONDS:
+            self._looked_at = now
+            self._reload_if_changed()
+        return self._context
+
+    def _reload_if_changed(self) -> None:
+        stamps = self._stamps()
+        if stamps == self._seen:
+            return
+        try:
+            self._context = tls_context(self._section)
+        except (ssl.SSLError, OSError) as error:
+            log.error("certificate files changed and cannot be used, the old ones stay: %s", error)
+            return
+        self._seen = stamps
+        log.info("certificate files changed and were read")
+
+    def _stamps(self) -> list[tuple[int, int] | None]:
+        return [_stamp(path) for path in files(self._section)]
+
+
+def files(section: ServerSection) -> list[Path]:
+    """The files a context is made of."""
+    given = (section.certificate, section.key, section.sae_ca, section.sae_crl)
+    return [path for path in given if path is not None]
+
+
+def tls_context(section: ServerSection) -> ssl.SSLContext:
+    """TLS 1.3 and 1.2, server certificate, the CAs of SAEs and their revocation list.
+
+    A client without certificate gets through the handshake and then a 401 that says so (point 11); one
+    whose certificate is not of ``sae_ca`` does not. No tickets: a resumed session would not be verified anew.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.load_cert_chain(section.certificate, section.key)
+    context.load_verify_locations(section.sae_ca)
+    if section.sae_crl is not None:
+        context.load_verify_locations(section.sae_crl)
+        context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
+    context.verify_mode = ssl.CERT_OPTIONAL
+    context.num_tickets = 0
+    context.options |= ssl.OP_NO_TICKET | ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
+    return context
+
+
+def check_files(section: ServerSection) -> list[str]:
+    """What is wrong with certificate, key, CA and CRL files."""
+    missing = [f"server: no file {path}" for path in files(section) if not path.is_file()]
+    if missing:
+        return missing
+    try:
+        tls_context(section)
+    except (ssl.SSLError, OSError) as error:
+        return [f"server: the certificate files do not make a TLS context: {error}"]
+    return []
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_ino

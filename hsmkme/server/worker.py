@@ -1,0 +1,254 @@
+"""The gunicorn worker: one thread does all waiting, a few do all work.
+
+Handshakes, slow requests and slow readers cost a file descriptor and a deadline, never a thread; only a
+whole request is given to the application (``ops/adr/0007``).
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import selectors
+import socket
+import ssl
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final, cast
+
+from gunicorn.http import wsgi
+from gunicorn.http.errors import NoMoreData, ParseException
+from gunicorn.http.parser import RequestParser
+from gunicorn.workers.base import Worker
+
+from hsmkme.config import Config
+from hsmkme.server.connection import HANDSHAKE_SECONDS, Connection, Phase
+from hsmkme.server.framing import FramingError, refusal
+from hsmkme.server.tls import Contexts
+
+TICK_SECONDS: Final = 1.0
+ACCEPT_AT_ONCE: Final = 64
+CONNECTIONS_MOST: Final = 4000
+STOP_SECONDS: Final = 2.0
+"""How long a stopping worker waits for a request that a client may be sending on an idle connection."""
+
+
+class Sink:
+    """What the application's answer is written to; stands for the socket in the WSGI environment."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.written = bytearray()
+        self._socket = connection.socket
+
+    def sendall(self, data: bytes) -> None:
+        """Keep ``data`` of the answer."""
+        self.written += data
+
+    def send(self, data: bytes) -> int:
+        """Interim answers were sent by the connection already."""
+        return len(data)
+
+    def getpeercert(self, binary_form: bool = False) -> Any:
+        """The client's certificate as TLS verified it; None without one or without TLS."""
+        return self._socket.getpeercert(binary_form) if isinstance(self._socket, ssl.SSLSocket) else None
+
+
+class EventWorker(Worker):
+    """Serves the application. gunicorn's settings are the application's: see ``server.Server``."""
+
+    def init_process(self) -> None:
+        """Set up what must not be shared with other processes, then run."""
+        settings: Config = cast("Any", self.app).settings
+        self._contexts = Contexts(settings.server)
+        self._body_limit = settings.server.max_body_bytes
+        self._plain_binds, self._proxies = set(settings.proxy.bind), set(settings.proxy.trusted)
+        self._connections: set[Connection] = set()
+        self._answered: deque[tuple[Connection, bytes, bool]] = deque()
+        self._poll = selectors.DefaultSelector()
+        self._pool = ThreadPoolExecutor(self.cfg.threads, thread_name_prefix="request")
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._stopping_since: float | None = None
+        self._look_at = 0.0
+        _allow_many_files()
+        super().init_process()
+
+    def run(self) -> None:
+        """The loop: until stopped, and then until what was begun is answered."""
+        self._poll.register(self._wake, selectors.EVENT_READ, self._on_wake)
+        self._poll.register(self.PIPE[0], selectors.EVENT_READ, self._on_signal)
+        self._listen(True)
+        while not self._finished():
+            self.notify()
+            for key, _ in self._poll.select(TICK_SECONDS):
+                key.data(key.fileobj)
+            self._end_overdue(time.monotonic())
+            if os.getppid() != self.ppid:
+                self.alive = False
+        for connection in list(self._connections):
+            self._end(connection)
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    # Waiting ----------------------------------------------------------------------------------------
+
+    def _listen(self, listening: bool) -> None:
+        for listener in self.sockets:
+            if listening:
+                listener.setblocking(False)
+                self._poll.register(listener, selectors.EVENT_READ, self._on_accept)
+            else:
+                self._poll.unregister(listener)
+
+    def _finished(self) -> bool:
+        if self.alive:
+            return False
+        now = time.monotonic()
+        if self._stopping_since is None:
+            self._stopping_since = now
+            self._listen(False)
+            for connection in self._connections:
+                if connection.idle:
+                    connection.deadline = min(connection.deadline, now + STOP_SECONDS)
+        return not self._connections or now - self._stopping_since > self.cfg.graceful_timeout
+
+    def _on_accept(self, listener: socket.socket) -> None:
+        for _ in range(ACCEPT_AT_ONCE):
+            try:
+                accepted, peer = listener.accept()
+            except OSError:
+                return
+            if len(self._connections) >= CONNECTIONS_MOST:
+                self._make_room()
+            self._admit(accepted, peer, listener.getsockname())
+
+    def _admit(self, accepted: socket.socket, peer: Any, server: Any) -> None:
+        """Take a connection: TLS, or plain from a proxy that the configuration names."""
+        plain = _bind_name(server) in self._plain_binds
+        if plain and not isinstance(server, str) and peer[0] not in self._proxies:
+            accepted.close()
+            return
+        accepted.setblocking(False)
+        if not isinstance(server, str):
+            accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        wrapped: socket.socket = accepted
+        if not plain:
+            wrapped = self._contexts.current().wrap_socket(accepted, server_side=True, do_handshake_on_connect=False)
+        connection = Connection(wrapped, peer or "", server, self._body_limit, proxied=plain)
+        connection.deadline = time.monotonic() + HANDSHAKE_SECONDS
+        self._connections.add(connection)
+        self._go_on(connection, connection.advance)
+
+    def _make_room(self) -> None:
+        """End the connection whose time is up first among those that are not being worked for."""
+        waiting = [c for c in self._connections if c.phase is not Phase.WORK]
+        if waiting:
+            self._end(min(waiting, key=lambda connection: (connection.phase.value, connection.deadline)))
+
+    def _on_ready(self, connection: Connection) -> Callable[[Any], None]:
+        def ready(_: Any) -> None:
+            self._poll.unregister(connection.socket)
+            self._go_on(connection, connection.advance)
+
+        return ready
+
+    def _go_on(self, connection: Connection, step: Callable[[float], bytes | None]) -> None:
+        """Take a step of a connection that is not registered; register it again, or give its request to a thread."""
+        try:
+            request = step(time.monotonic())
+        except FramingError as error:
+            self._refuse(connection, error)
+            return
+        if request is not None:
+            self._pool.submit(self._work, connection, request)
+        elif connection.phase is Phase.CLOSED:
+            self._connections.discard(connection)
+        else:
+            event = selectors.EVENT_WRITE if connection.wants_write else selectors.EVENT_READ
+            self._poll.register(connection.socket, event, self._on_ready(connection))
+
+    def _refuse(self, connection: Connection, error: FramingError) -> None:
+        data = refusal(error.status, error.message)
+        self._go_on(connection, lambda now: connection.answer(data, now, close=True))
+
+    def _on_signal(self, pipe: int) -> None:
+        os.read(pipe, 64)
+
+    def _on_wake(self, wake: int) -> None:
+        os.eventfd_read(wake)
+        while self._answered:
+            connection, data, close = self._answered.popleft()
+            self._go_on(connection, _answering(connection, data, close))
+
+    def _end_overdue(self, now: float) -> None:
+        if now < self._look_at:
+            return
+        self._look_at = now + TICK_SECONDS
+        for connection in list(self._connections):
+            if connection.phase is not Phase.WORK and connection.deadline < now:
+                self._end(connection)
+
+    def _end(self, connection: Connection) -> None:
+        if connection.phase not in (Phase.WORK, Phase.CLOSED):
+            self._poll.unregister(connection.socket)
+        connection.close()
+        self._connections.discard(connection)
+
+    # Working ----------------------------------------------------------------------------------------
+
+    def _work(self, connection: Connection, request: bytes) -> None:
+        """In a thread of the pool: answer one request. The edge of the process: nothing escapes."""
+        try:
+            data, close = self._call(connection, request)
+        except Exception:
+            self.log.exception("a request ended unexpectedly")
+            data, close = refusal(500, "the KME cannot answer now"), True
+        self._answered.append((connection, data, close))
+        os.eventfd_write(self._wake, 1)
+
+    def _call(self, connection: Connection, request: bytes) -> tuple[bytes, bool]:
+        """Parse ``request``, call the application; its answer as bytes, and whether the connection ends."""
+        try:
+            parsed = next(RequestParser(self.cfg, iter((request,)), connection.peer))
+        except (StopIteration, ParseException, NoMoreData):
+            return refusal(400, "the request is not valid HTTP"), True
+        sink = Sink(connection)
+        response, environ = wsgi.create(parsed, cast("socket.socket", sink), connection.peer, connection.server, cast("Any", self.cfg))
+        environ["wsgi.multithread"] = True
+        environ["hsmkme.proxied"] = connection.proxied
+        self._count(response)
+        if connection.must_close or not self.alive:
+            response.force_close()
+        body = cast("Any", self.wsgi)(environ, response.start_response)
+        try:
+            for piece in body:
+                response.write(piece)
+            response.close()
+        finally:
+            if hasattr(body, "close"):
+                body.close()
+        return bytes(sink.written), response.should_close()
+
+    def _count(self, response: Any) -> None:
+        """After so many requests the worker makes way for a new one: the token's library leaks a little."""
+        self.nr += 1
+        if self.nr >= self.max_requests and self.alive:
+            self.log.info("worker served %d requests and makes way for a new one", self.nr)
+            self.alive = False
+            response.force_close()
+
+
+def _answering(connection: Connection, data: bytes, close: bool) -> Callable[[float], bytes | None]:
+    return lambda now: connection.answer(data, now, close=close)
+
+
+def _bind_name(address: Any) -> str:
+    """A listener's address as the configuration writes it."""
+    if isinstance(address, bytes | str):
+        return "unix:" + (address.decode() if isinstance(address, bytes) else address)
+    host, port = address[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _allow_many_files() -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
