@@ -28,13 +28,13 @@ class AuditChain:
     def extend(self, previous: bytes, seq: int, now: float, entry: Entry) -> LogRow:
         """Row ``seq``, chained to the row whose hash is ``previous``; ``now`` in seconds since the epoch."""
         text = canonical(
-            {"seq": seq, "at": timestamp(now), "event": entry.event, "actor": entry.actor, **entry.facts}
+            {**entry.facts, "seq": seq, "at": timestamp(now), "event": entry.event, "actor": entry.actor}
         )
         return LogRow(seq, text, row_hash(previous, text))
 
 
 def canonical(value: dict[str, Any]) -> str:
-    """Canonical JSON: members sorted, no white space, no floats, UTF-8."""
+    """Canonical JSON: members sorted, no white space, no infinities, UTF-8."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 

@@ -16,11 +16,10 @@ from hsmkme.store import Store
 
 def findings(path: Path) -> list[str]:
     """One line for each thing wrong; none when the KME can be started."""
-    try:
-        config = configuration.load(path)
-    except ConfigRefused as refusal:
-        return list(refusal.findings)
-    return [*check_files(config.server), *_spools(config), *_token_and_store(config)]
+    config, wrong = configuration.examine(path)
+    if config is None:
+        return wrong
+    return [*wrong, *check_files(config.server), *_spools(config), *_token_and_store(config)]
 
 
 def _spools(config: Config) -> Iterator[str]:

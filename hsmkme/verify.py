@@ -52,7 +52,7 @@ def verify(lines: Iterator[str], key: ec.EllipticCurvePublicKey) -> dict[str, An
 def _parsed(line: str, number: int, row: int) -> dict[str, Any]:
     try:
         record = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise BrokenError(row, f"line {number} of the export is not JSON") from None
     if not isinstance(record, dict) or not ({"row", "seal"} & record.keys()):
         raise BrokenError(row, f"line {number} of the export is neither a row nor a seal")
@@ -65,19 +65,19 @@ def _header(line: str, key: ec.EllipticCurvePublicKey) -> dict[str, Any]:
         text, signature = record["export"], record["signature"]
         header = json.loads(text)
         rows, head = int(header["rows"]), str(header["head"])
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
         raise BrokenError(0, "the first line is not the header of an export") from None
-    if not _signed(key, hashlib.sha256(b"hsmkme/export/1" + text.encode()).digest(), signature):
+    if not _signed(key, _digest(b"hsmkme/export/1", str(text)), signature):
         raise BrokenError(0, "the header of the export is not signed by this key")
     return {**header, "rows": rows, "head": head}
 
 
 def _row(record: dict[str, Any], expected: int, previous: bytes) -> bytes:
     text, claimed = str(record["row"]), str(record.get("hash"))
-    digest = hashlib.sha256(b"hsmkme/log/1" + previous + text.encode()).digest()
+    digest = _digest(b"hsmkme/log/1" + previous, text)
     try:
         seq = json.loads(text).get("seq")
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         raise BrokenError(expected, "the row is not JSON") from None
     if seq != expected:
         raise BrokenError(expected, f"row {seq} stands where row {expected} belongs")
@@ -92,6 +92,11 @@ def _seal(record: dict[str, Any], seq: int, previous: bytes, key: ec.EllipticCur
     digest = hashlib.sha256(b"hsmkme/seal/1" + seq.to_bytes(8, "big") + previous).digest()
     if not _signed(key, digest, record.get("signature")):
         raise BrokenError(seq, "the seal is not signed by this key")
+
+
+def _digest(prefix: bytes, text: str) -> bytes:
+    # Half a surrogate pair cannot have been in a row: it gets bytes that no row has.
+    return hashlib.sha256(prefix + text.encode(errors="surrogatepass")).digest()
 
 
 def _signed(key: ec.EllipticCurvePublicKey, digest: bytes, signature: object) -> bool:
@@ -113,7 +118,7 @@ def main(arguments: list[str]) -> int:
         key = serialization.load_pem_public_key(Path(arguments[1]).read_bytes())
         if not isinstance(key, ec.EllipticCurvePublicKey):
             raise ValueError("the public key is not an EC key")
-        with Path(arguments[0]).open(encoding="utf-8") as export:
+        with Path(arguments[0]).open(encoding="utf-8", errors="surrogateescape") as export:
             report = verify(export, key)
     except BrokenError as error:
         print(f"BROKEN  {error}")

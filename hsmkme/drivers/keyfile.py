@@ -1,21 +1,24 @@
 """Raw key files as QKD devices give them: binary, or lines of hex or base64.
 
 A file is cut into blocks of at most ``block_keys`` keys. The first has the deposit's block id, the others
-add their number to it (``ID.1``, ``ID.2`` …): the same file gives the same blocks at both ends of a link,
-and depositing it again after an interruption goes on where it stopped.
+add their number to it (``ID/1``, ``ID/2`` …; no file name has a slash in it): the same file gives the same
+blocks at both ends of a link, and depositing it again after an interruption goes on where it stopped.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
+import io
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain
 from typing import BinaryIO, Final, Literal
 from uuid import uuid4
 
-from hsmkme.errors import WrongSize
+from hsmkme.errors import DepositRefused, WrongSize
 from hsmkme.model import SEGMENT_BITS_STEP, BlockName, KeyMaterial, RawBlock
 
 Format = Literal["auto", "binary", "hex", "base64"]
@@ -23,8 +26,12 @@ Format = Literal["auto", "binary", "hex", "base64"]
 FORMATS: Final = ("auto", "binary", "hex", "base64")
 _SAMPLE_BYTES: Final = 4096
 _LINE_LIMIT: Final = 1 << 20
+"""Longer lines are read in pieces of this length, which is a whole number of hex and base64 groups."""
 _HEX: Final = re.compile(rb"[0-9A-Fa-f]+")
 _BASE64: Final = re.compile(rb"[A-Za-z0-9+/]+={0,2}")
+_TEXT: Final = re.compile(rb"[\t\n\r\x20-\x7e]{16,}")
+_ENCODING: Final = re.compile(rb"\A(\xef\xbb\xbf|\xff\xfe|\xfe\xff)|\0")
+"""What UTF-8 with a byte order mark and UTF-16 add to ASCII."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +49,13 @@ class KeyFile:
     identify: Callable[[RawBlock], str] = lambda _: str(uuid4())
 
     def blocks(self) -> Iterator[RawBlock]:
-        """The file's blocks; raises `WrongSize` if it is not a whole number of keys.
+        """The file's blocks; raises `WrongSize` if it is not a whole number of keys, `DepositRefused` if it is unclear.
 
         Of a pipe, blocks before the part that is wrong were given by then.
         """
         check_key_bits(self.key_bits)
+        if self.block_id is not None:
+            check_block_id(self.block_id)
         if self.stream.seekable():
             # Nothing of a file is taken unless all of it can be. A pipe can only be judged as it comes.
             check_whole(sum(len(piece) for piece in self._decoded()), self.key_bits)
@@ -56,7 +65,7 @@ class KeyFile:
             check_whole(len(chunk), self.key_bits)
             block = RawBlock(BlockName(self.link_id, ""), self.key_bits, KeyMaterial(chunk))
             first_id = first_id or self.identify(block)
-            block_id = first_id if number == 0 else f"{first_id}.{number}"
+            block_id = first_id if number == 0 else f"{first_id}/{number}"
             yield replace(block, name=BlockName(self.link_id, block_id))
 
     def _decoded(self, on_bytes: Callable[[int], None] = lambda _: None) -> Iterator[bytes]:
@@ -73,17 +82,14 @@ class KeyFile:
             sample = self.stream.read(1 << 16)
 
     def _lines(self, sample: bytes, form: str, on_bytes: Callable[[int], None]) -> Iterator[bytes]:
-        rest, number = sample, 1
-        while rest:
-            line, newline, after = rest.partition(b"\n")
-            if not newline:
-                more = self.stream.read(1 << 16)
-                if more and len(rest) < _LINE_LIMIT:
-                    rest += more
-                    continue
-            on_bytes(len(line) + len(newline))
+        *whole, last = io.BytesIO(sample).readlines()
+        if not last.endswith(b"\n"):
+            last += self.stream.readline(_LINE_LIMIT - len(last))
+        number = 1
+        for line in chain(whole, [last], iter(partial(self.stream.readline, _LINE_LIMIT), b"")):
+            on_bytes(len(line))
             yield decode_line(line.strip(), form, number)
-            rest, number = after, number + 1
+            number += line.endswith(b"\n")
 
 
 def check_key_bits(key_bits: int) -> None:
@@ -104,14 +110,28 @@ def check_whole(length: int, key_bits: int) -> None:
         )
 
 
+def check_block_id(block_id: str) -> None:
+    """A block id is 1 to 255 printable characters; raises `DepositRefused` for anything else."""
+    if not 0 < len(block_id) < 256 or not block_id.isprintable():
+        raise DepositRefused("a block id shall be 1 to 255 printable characters of UTF-8")
+
+
 def detect(sample: bytes) -> Format:
-    """What the beginning of a file looks like. A text file of hex digits is hex, also if it were valid base64."""
+    """What the beginning of a file looks like. A text file of hex digits is hex, also if it were valid base64.
+
+    Raises `DepositRefused` for text that is neither: taken as binary, its characters would become keys.
+    """
     lines = [line.strip() for line in sample.splitlines() if line.strip()]
-    whole = lines[:-1] or lines  # the last line of a sample may be cut
-    if all(_HEX.fullmatch(line) and len(line) % 2 == 0 for line in whole) and lines and _HEX.fullmatch(lines[-1]):
+    whole = lines[:-1]  # the last line of a sample may be cut
+    if lines and all(map(_HEX.fullmatch, lines)) and all(len(line) % 2 == 0 for line in whole):
         return "hex"
-    if all(_BASE64.fullmatch(line) and len(line) % 4 == 0 for line in whole) and lines:
-        return "base64" if re.fullmatch(rb"[A-Za-z0-9+/=\r\n\t ]+", sample) else "binary"
+    if lines and all(map(_BASE64.fullmatch, lines)) and all(len(line) % 4 == 0 for line in whole):
+        return "base64"
+    if _TEXT.fullmatch(_ENCODING.sub(b"", sample)):
+        raise DepositRefused(
+            "the key file is text, but not lines of hex or base64 that each stand for whole bytes: "
+            "name its --format, binary if these characters themselves are the keys"
+        )
     return "binary"
 
 

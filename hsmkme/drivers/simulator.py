@@ -9,9 +9,12 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Final
 
 from hsmkme.drivers.keyfile import check_key_bits
 from hsmkme.model import BlockName, KeyMaterial, RawBlock
+
+_TAG_BYTES: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +22,7 @@ class Simulator:
     """``count`` keys of ``key_bits`` for ``link_id``, in blocks of ``block_keys``.
 
     ``rate`` is in keys per second, 0 for as fast as they are taken. ``start`` is the number of the first
-    block: block *n* is the same whoever makes it.
+    block: block *n* of so many keys is the same whoever makes it.
     """
 
     link_id: str
@@ -44,9 +47,14 @@ class Simulator:
                 self.sleep(keys / self.rate)
 
     def block(self, number: int, keys: int) -> RawBlock:
-        """Block ``number`` with ``keys`` keys: SHAKE-256 over seed, link and number."""
-        stream = hashlib.shake_256(b"hsmkme/simulator/1")
-        for part in (self.seed, self.link_id.encode(), number.to_bytes(8, "big")):
+        """Block ``number`` with ``keys`` keys: SHAKE-256 over seed, link, number, and how many keys of what size.
+
+        The same stream names the block, so that another seed, or another length, is another block.
+        """
+        stream = hashlib.shake_256(b"hsmkme/simulator/2")
+        numbers = b"".join(value.to_bytes(8, "big") for value in (number, keys, self.key_bits))
+        for part in (self.seed, self.link_id.encode(), numbers):
             stream.update(len(part).to_bytes(4, "big") + part)
-        material = KeyMaterial(stream.digest(keys * self.key_bits // 8))
-        return RawBlock(BlockName(self.link_id, f"sim-{number}"), self.key_bits, material)
+        digest = stream.digest(_TAG_BYTES + keys * self.key_bits // 8)
+        name = BlockName(self.link_id, f"sim-{number}-{digest[:_TAG_BYTES].hex()}")
+        return RawBlock(name, self.key_bits, KeyMaterial(digest[_TAG_BYTES:]))

@@ -2,8 +2,8 @@
 
 After the deposit a file is moved to ``done/`` and emptied: its keys are in the token's care now and no plain
 copy stays. A refused one is moved to ``refused/`` as it was, with the reason beside it. While the pool is full the file
-stays where it is. Names that begin with a dot or end in ``.part`` are still being written.
-The block id is the file's name without its extension.
+stays where it is. Names that begin with a dot or end in ``.part`` are still being written; symbolic links are left
+alone, because what they point at would be overwritten. The block id is the file's name without its extension.
 """
 
 from __future__ import annotations
@@ -13,12 +13,15 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from hsmkme.drivers.keyfile import Format, KeyFile
 from hsmkme.errors import DepositRefused, PoolFull
 from hsmkme.model import RawBlock
 
 log = logging.getLogger(__name__)
+
+_PIECE_BYTES: Final = 1 << 20
 
 Deposit = Callable[[RawBlock, str], object]
 """Deposits one block for an actor: ``intake.Intake.take``."""
@@ -35,31 +38,43 @@ class Spool:
     format: Format = "auto"
 
     def prepare(self) -> None:
-        """Make the directories."""
+        """Make the directories, and empty what a crash left in ``done/`` before it was emptied."""
         for name in ("", "done", "refused"):
             (self.directory / name).mkdir(parents=True, exist_ok=True, mode=0o700)
+        for path in (self.directory / "done").iterdir():
+            if path.is_file() and path.stat().st_size:
+                _empty(path)
 
     def waiting(self) -> Iterator[Path]:
         """Files to be taken, in the order of their names."""
         for path in sorted(self.directory.iterdir()):
-            if path.is_file() and not path.name.startswith(".") and path.suffix != ".part":
+            whole = not path.name.startswith(".") and path.suffix != ".part"
+            if whole and path.is_file() and not path.is_symlink():
                 yield path
 
     def sweep(self, deposit: Deposit) -> int:
         """Deposit what waits; returns the number of files taken. Stops early while the pool is full."""
         taken = 0
-        for path in self.waiting():
-            try:
-                self._take(path, deposit)
-            except PoolFull as full:
-                log.warning("spool %s waits: %s", self.directory, full)
-                break
-            except DepositRefused as refusal:
-                self._refuse(path, refusal)
-            else:
-                self._finish(path)
-                taken += 1
+        try:
+            for path in self.waiting():
+                taken += self._settle(path, deposit)
+        except PoolFull as full:
+            log.warning("spool %s waits: %s", self.directory, full)
         return taken
+
+    def _settle(self, path: Path, deposit: Deposit) -> bool:
+        try:
+            self._take(path, deposit)
+        except PoolFull:
+            raise
+        except DepositRefused as refusal:
+            self._refuse(path, refusal)
+            return False
+        except OSError as error:
+            log.error("spool %s: %s cannot be read, it will be tried again: %s", self.directory, path.name, error)
+            return False
+        self._finish(path)
+        return True
 
     def _take(self, path: Path, deposit: Deposit) -> None:
         with path.open("rb") as stream:
@@ -68,19 +83,16 @@ class Spool:
                 deposit(block, f"spool:{self.link_id}")
 
     def _finish(self, path: Path) -> None:
-        """Overwrite, empty and move a deposited file; interrupted, it is deposited again as known."""
+        """Move a deposited file, then empty it: a crash before leaves it to be deposited again, as known; a
+        crash between leaves it to `prepare`. Emptied first, it would be a new block of zeros."""
         target = self._free("done", path.name)
         path.rename(target)
-        with target.open("r+b") as stream:
-            stream.write(bytes(target.stat().st_size))
-            stream.flush()
-            os.fsync(stream.fileno())
-            stream.truncate(0)
+        _empty(target)
 
     def _refuse(self, path: Path, refusal: DepositRefused) -> None:
         log.error("spool %s: %s refused: %s", self.directory, path.name, refusal)
         target = self._free("refused", path.name)
-        target.with_name(target.name + ".reason").write_text(f"{refusal}\n")
+        target.with_name(target.name + ".reason").write_text(f"{refusal}\n", encoding="utf-8")
         path.rename(target)
 
     def _free(self, folder: str, name: str) -> Path:
@@ -90,3 +102,14 @@ class Spool:
             number += 1
             target = self.directory / folder / f"{name}.{number}"
         return target
+
+
+def _empty(path: Path) -> None:
+    """Overwrite the file with zeros, on disk, and cut it to nothing."""
+    with path.open("r+b") as stream:
+        left = path.stat().st_size
+        while left > 0:
+            left -= stream.write(bytes(min(left, _PIECE_BYTES)))
+        stream.flush()
+        os.fsync(stream.fileno())
+        stream.truncate(0)

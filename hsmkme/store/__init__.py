@@ -7,7 +7,7 @@ from pathlib import Path
 from hsmkme.model import Clock
 from hsmkme.store import schema
 from hsmkme.store.blocks import Blocks, Outcome, Vein
-from hsmkme.store.database import Chain, Database, connect, spoken
+from hsmkme.store.database import Chain, Database, connect, spoken, turn
 from hsmkme.store.keys import Keys
 from hsmkme.store.log import Log
 from hsmkme.store.registry import Registry
@@ -40,7 +40,7 @@ def migrate(path: Path) -> list[int]:
         path.touch(mode=0o600)
     connection = connect(path)
     try:
-        with spoken():
+        with spoken(), turn(path):
             return schema.migrate(connection)
     finally:
         connection.close()

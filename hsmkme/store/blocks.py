@@ -155,9 +155,14 @@ def _refusal(name: BlockName, clash: _Clash) -> BlockConflict | BlockReplayed:
 
 
 def _refuse_overflow(transaction: Transaction, link_id: str, more: int, limit: int) -> None:
-    (ready,) = transaction.execute("SELECT coalesce(sum(ready), 0) FROM pool WHERE link_id = ?", (link_id,)).fetchone()
-    if ready + more > limit:
-        raise PoolFull(f"link {link_id} holds {ready} keys of at most {limit}: no room for {more} more now")
+    """Keys that wait for the peer's confirmation take room too: a peer that is away must not fill the disk."""
+    (held,) = transaction.execute(
+        "SELECT (SELECT coalesce(sum(ready), 0) FROM pool WHERE link_id = :link)"
+        " + (SELECT coalesce(sum(key_count), 0) FROM block WHERE link_id = :link AND state = 'deposited')",
+        {"link": link_id},
+    ).fetchone()
+    if held + more > limit:
+        raise PoolFull(f"link {link_id} holds {held} keys of at most {limit}: no room for {more} more now")
 
 
 def _insert(transaction: Transaction, block: SealedBlock, state: BlockState) -> None:
@@ -225,10 +230,11 @@ def _take(transaction: Transaction, vein: Vein, wanted: int) -> list[_Run]:
         ).fetchone()
         block_pk, block_id, epoch, key_count, first, wrapped = row
         count = min(wanted, key_count - first)
-        (sealed,) = transaction.execute(
+        found = transaction.execute(
             "SELECT substr(sealed, ?, ?) FROM segments WHERE block_pk = ?",
             (first * stride + 1, count * stride, block_pk),
         ).fetchone()
+        sealed = found[0] if found else b""  # lost segments do not open: the token's keeper quarantines the block
         state = BlockState.EXHAUSTED if first + count == key_count else BlockState.READY
         transaction.execute(
             "UPDATE block SET next_index = ?, state = ? WHERE block_pk = ?", (first + count, state.value, block_pk)

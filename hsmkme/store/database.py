@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
-from hsmkme.errors import IllegalTransition, StoreError, StoreUnavailable
+from hsmkme.errors import AuditBroken, IllegalTransition, StoreError, StoreUnavailable
 from hsmkme.model import Clock, Entry, LogRow
 from hsmkme.store import schema
 
@@ -26,6 +26,7 @@ _SETTINGS = (
     "PRAGMA foreign_keys = ON",
     "PRAGMA secure_delete = ON",
     "PRAGMA trusted_schema = OFF",
+    "PRAGMA recursive_triggers = ON",  # otherwise REPLACE deletes without asking the triggers
     "PRAGMA busy_timeout = 5000",
 )
 
@@ -55,12 +56,20 @@ class Transaction:
 
     def append(self, entry: Entry) -> LogRow:
         """Write ``entry`` as the next row of the audit log."""
-        seq, previous = self.execute("SELECT seq, hash FROM log_head").fetchone()
+        seq, previous = head_of(self.connection)
         row = self._chain.extend(previous, seq + 1, self._clock(), entry)
         self.execute("INSERT INTO log VALUES (?, ?, ?)", (row.seq, row.text, row.hash))
         self.execute("UPDATE log_head SET seq = ?, hash = ?", (row.seq, row.hash))
         self.logged += 1
         return row
+
+
+def head_of(connection: sqlite3.Connection) -> tuple[int, bytes]:
+    """Number and hash of the log's last row; raises `AuditBroken` when somebody took that away."""
+    row = connection.execute("SELECT seq, hash FROM log_head").fetchone()
+    if row is None:
+        raise AuditBroken("the log does not say which row is its last", 0)
+    return int(row[0]), bytes(row[1])
 
 
 class Database:
@@ -72,7 +81,6 @@ class Database:
         self._clock = clock
         self._local = threading.local()
         self._thread_turn = threading.Lock()
-        self._turn_file = path.with_name(path.name + ".turn")
 
     @property
     def connection(self) -> sqlite3.Connection:
@@ -128,13 +136,19 @@ class Database:
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
-        with self._thread_turn:
-            descriptor = os.open(self._turn_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
-                yield
-            finally:
-                os.close(descriptor)
+        with self._thread_turn, turn(self.path):
+            yield
+
+
+@contextmanager
+def turn(path: Path) -> Iterator[None]:
+    """Hold the lock file beside the store at ``path``: one writer among all processes."""
+    descriptor = os.open(path.with_name(path.name + ".turn"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def connect(path: Path) -> sqlite3.Connection:

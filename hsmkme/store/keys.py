@@ -10,13 +10,16 @@ from dataclasses import dataclass
 from typing import Final
 from uuid import UUID
 
-from hsmkme.errors import KeyNotHeld
+from hsmkme.errors import KeyNotHeld, StoreError
 from hsmkme.model import BlockName, BlockSeal, Entry, HeldKey, Part, Relation, SealedKey, segment_bytes
-from hsmkme.states import KeyState
+from hsmkme.states import BlockState, KeyState
 from hsmkme.store.database import Database, Transaction
 
 _CHUNK: Final = 500
 """SQL parameters used at once; SQLite allows at least 999."""
+
+_BARRED: Final = frozenset({BlockState.FROZEN, BlockState.REVOKED})
+"""Nothing is collected from a block in these states."""
 
 _SELECT: Final = (
     "SELECT key_id, master, slaves, state, size, parts, served FROM key JOIN relation USING (relation_id)"
@@ -52,10 +55,12 @@ class Keys:
         """Mark keys collected by ``slave``; those that every slave now has are consumed and erased.
 
         Writes, in one commit: the keys' rows, zeros over consumed segments, audit row. All or none:
-        raises `KeyNotHeld` if any was collected by this slave, or ended, since it was looked up.
+        raises `KeyNotHeld` if any was collected by this slave, or ended, or its block frozen, since it
+        was looked up, or is not for this slave.
         """
         with self._database.write() as transaction:
             rows = _rows(transaction.connection, key_ids)
+            _refuse_barred(transaction, rows)
             moved = [_collected(row, slave) for row in rows]
             cursor = transaction.executemany(
                 "UPDATE key SET served = served | :bit, state = :state"
@@ -104,9 +109,15 @@ def _rows(connection: sqlite3.Connection, key_ids: Sequence[UUID]) -> list[_Row]
             wanted,
         ):
             relation = Relation(master, tuple(json.loads(slaves)))
-            places = [(pk, first, count) for pk, first, count in json.loads(parts)]
-            found[key_id] = _Row(UUID(bytes=key_id), relation, state, size, places, served)
+            found[key_id] = _Row(UUID(bytes=key_id), relation, state, size, _places(parts), served)
     return [found[key_id.bytes] for key_id in key_ids if key_id.bytes in found]
+
+
+def _places(parts: str) -> list[tuple[int, int, int]]:
+    try:
+        return [(pk, first, count) for pk, first, count in json.loads(parts)]
+    except (ValueError, TypeError) as error:
+        raise StoreError("the row of a claimed key was tampered with: it does not say where the key is") from error
 
 
 def _blocks(connection: sqlite3.Connection, block_pks: Iterable[int]) -> dict[int, tuple[BlockSeal, str, bytes]]:
@@ -114,13 +125,14 @@ def _blocks(connection: sqlite3.Connection, block_pks: Iterable[int]) -> dict[in
     blocks = {}
     for block_pk in block_pks:
         row = connection.execute(
-            "SELECT link_id, block_id, epoch, key_bits, wrapped, state, sealed FROM block"
-            " JOIN segments USING (block_pk) WHERE block_pk = ?",
+            "SELECT link_id, block_id, epoch, key_bits, wrapped, state, coalesce(sealed, x'') FROM block"
+            " LEFT JOIN segments USING (block_pk) WHERE block_pk = ?",
             (block_pk,),
         ).fetchone()
-        if row is not None:
-            link_id, block_id, epoch, key_bits, wrapped, state, sealed = row
-            blocks[block_pk] = (BlockSeal(BlockName(link_id, block_id), epoch, key_bits, wrapped), state, sealed)
+        if row is None:
+            raise StoreError(f"a claimed key is of block {block_pk}, which the store does not have")
+        link_id, block_id, epoch, key_bits, wrapped, state, sealed = row
+        blocks[block_pk] = (BlockSeal(BlockName(link_id, block_id), epoch, key_bits, wrapped), state, sealed)
     return blocks
 
 
@@ -128,7 +140,7 @@ def _held(row: _Row, blocks: dict[int, tuple[BlockSeal, str, bytes]]) -> HeldKey
     state, parts = row.state, []
     for block_pk, first, count in row.places if state == KeyState.DELIVERED else []:
         seal, block_state, sealed = blocks[block_pk]
-        if block_state in ("frozen", "revoked"):
+        if block_state in _BARRED:
             state = block_state
         stride = segment_bytes(seal.key_bits)
         parts.append(Part(seal, first, count, sealed[first * stride : (first + count) * stride]))
@@ -136,9 +148,18 @@ def _held(row: _Row, blocks: dict[int, tuple[BlockSeal, str, bytes]]) -> HeldKey
     return HeldKey(SealedKey(row.key_id, row.size, tuple(parts)), row.relation, state, collected)
 
 
+def _refuse_barred(transaction: Transaction, rows: Sequence[_Row]) -> None:
+    for block_pk in {place[0] for row in rows for place in row.places}:
+        row = transaction.execute("SELECT state FROM block WHERE block_pk = ?", (block_pk,)).fetchone()
+        if row is None or row[0] in _BARRED:
+            raise KeyNotHeld("a key is of a block that is frozen or revoked")
+
+
 def _collected(row: _Row, slave: str) -> dict[str, object]:
     """The row's new values when ``slave`` has the key."""
     slaves = row.relation.slaves
+    if slave not in slaves:
+        raise KeyNotHeld("a key is not for this SAE")
     bit = 1 << slaves.index(slave)
     everyone = (1 << len(slaves)) - 1
     state = KeyState.CONSUMED if row.served | bit == everyone else KeyState.DELIVERED
@@ -162,12 +183,7 @@ def _erase(transaction: Transaction, places: Sequence[tuple[int, int, int]]) -> 
     for block_pk, first, count in places:
         by_block[block_pk].append((first, count))
     for block_pk, runs in by_block.items():
-        (bits,) = transaction.execute("SELECT key_bits FROM block WHERE block_pk = ?", (block_pk,)).fetchone()
-        stride = segment_bytes(bits)
-        with transaction.connection.blobopen("segments", "sealed", block_pk) as blob:
-            for first, count in runs:
-                blob.seek(first * stride)
-                blob.write(bytes(count * stride))
+        _overwrite(transaction, block_pk, runs)
         transaction.execute(
             "UPDATE block SET live = live - ? WHERE block_pk = ?", (sum(count for _, count in runs), block_pk)
         )
@@ -178,3 +194,18 @@ def _erase(transaction: Transaction, places: Sequence[tuple[int, int, int]]) -> 
         )
         if retired.rowcount:
             transaction.execute("DELETE FROM segments WHERE block_pk = ?", (block_pk,))
+
+
+def _overwrite(transaction: Transaction, block_pk: int, runs: Sequence[tuple[int, int]]) -> None:
+    """Zeros over ``runs`` (first segment, count). What was tampered with may be shorter, or gone: that ends too."""
+    row = transaction.execute(
+        "SELECT key_bits, length(sealed) FROM block JOIN segments USING (block_pk) WHERE block_pk = ?", (block_pk,)
+    ).fetchone()
+    if row is None:
+        return
+    stride, length = segment_bytes(row[0]), row[1]
+    with transaction.connection.blobopen("segments", "sealed", block_pk) as blob:
+        for first, count in runs:
+            start, end = min(first * stride, length), min((first + count) * stride, length)
+            blob.seek(start)
+            blob.write(bytes(end - start))

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from hsmkme.model import Entry, LogRow, Seal
-from hsmkme.store.database import Database
+from hsmkme.store.database import Database, head_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,17 +34,18 @@ class Log:
     def head(self) -> tuple[int, bytes]:
         """Number and hash of the last row; 0 and zeros when there is none."""
         with self._database.read() as connection:
-            seq, digest = connection.execute("SELECT seq, hash FROM log_head").fetchone()
-            return int(seq), bytes(digest)
+            return head_of(connection)
 
     @contextmanager
     def snapshot(self) -> Iterator[Snapshot]:
         """The whole log as it is now, whatever is appended meanwhile. Rows are read as they are asked for."""
         with self._database.read() as connection:
-            seq, digest = connection.execute("SELECT seq, hash FROM log_head").fetchone()
+            seq, digest = head_of(connection)
             seals = connection.execute("SELECT seq, hash, at, signature FROM log_seal ORDER BY seq").fetchall()
-            rows = connection.execute("SELECT seq, text, hash FROM log ORDER BY seq")
-            yield Snapshot(seq, digest, [Seal(*seal) for seal in seals], (LogRow(*row) for row in rows))
+            rows = connection.execute("SELECT seq, CAST(text AS BLOB), hash FROM log ORDER BY seq")
+            # What is not UTF-8 was tampered with: it is passed on for `verify` to find, with the row's number.
+            found = (LogRow(row, text.decode(errors="surrogateescape"), digest) for row, text, digest in rows)
+            yield Snapshot(seq, digest, [Seal(*seal) for seal in seals], found)
 
     def latest(self, count: int, event_prefix: str = "") -> list[LogRow]:
         """The last ``count`` rows whose event begins with ``event_prefix``, oldest first."""

@@ -50,6 +50,7 @@ CREATE TABLE block (
     UNIQUE (link_id, block_id)
 ) STRICT;
 CREATE INDEX claimable ON block(link_id, key_bits, block_pk) WHERE state = 'ready';
+CREATE INDEX unconfirmed ON block(link_id, key_count) WHERE state = 'deposited';
 
 -- Apart from its block, so that moving the cursor does not rewrite the segments.
 CREATE TABLE segments (
