@@ -18,7 +18,7 @@ def create_app(config: Config, kme: Kme) -> Flask:
     app = Flask("hsmkme", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = config.server.max_body_bytes
     app.url_map.merge_slashes = False
-    app.register_blueprint(blueprint(kme, Callers(config.sae)))
+    app.register_blueprint(blueprint(kme, Callers(config)))
     app.register_error_handler(HsmkmeError, problem)
     app.register_error_handler(HTTPException, http_problem)
     app.register_error_handler(Exception, unexpected)

@@ -2,58 +2,82 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Final, Protocol, runtime_checkable
+from typing import Any, Final
 
 from cryptography import x509
 from cryptography.x509.oid import NameOID
 
-from hsmkme.config import SaeSection
+from hsmkme.api.certificates import Certificates, RevocationList
+from hsmkme.config import Config, SaeSection
 from hsmkme.errors import NotEntitled
 from hsmkme.policy import NOT_AUTHORISED
 
 _KEPT: Final = 1024
 
 
-@runtime_checkable
-class TlsConnection(Protocol):
-    """What stands in the WSGI environment for the client's connection."""
+@dataclass(frozen=True, slots=True)
+class _Leaf:
+    """What matters of a certificate; ``issuer`` is its issuer's name, DER."""
 
-    def getpeercert(self, binary_form: bool = False) -> Any:
-        """The verified client certificate, DER if ``binary_form``; None without one."""
-        ...
+    names: tuple[str, ...]
+    issuer: bytes
+    serial_number: int
+    is_authority: bool
 
 
 class Callers:
-    """Reads SAE ids from certificates as ``section`` says; the TLS layer has verified them by then."""
+    """Reads SAE ids from certificates as ``config.sae`` says."""
 
-    def __init__(self, section: SaeSection) -> None:
-        self._section = section
-        self._names = lru_cache(maxsize=_KEPT)(self._read)
+    def __init__(self, config: Config, clock: Callable[[], float] = time.monotonic) -> None:
+        self._section = config.sae
+        self._certificates = Certificates(config.server, config.proxy)
+        crl = config.server.sae_crl
+        self._revoked = RevocationList(crl, clock) if crl is not None else None
+        self._leaf = lru_cache(maxsize=_KEPT)(self._read)
 
     def of(self, environ: Mapping[str, Any]) -> str:
-        """The SAE id of the request's certificate; raises `NotEntitled` (SAE-CERT-1, SAE-CERT-2)."""
-        connection = environ.get("gunicorn.socket")
-        certificate = connection.getpeercert(binary_form=True) if isinstance(connection, TlsConnection) else None
-        if not certificate:
-            raise NotEntitled("a client certificate is required", rule="SAE-CERT-1")
-        names = self._names(certificate)
-        if len(names) != 1:
+        """The SAE id of the request's certificate; raises `NotEntitled` (SAE-CERT-1 … 4)."""
+        leaf = self._leaf(self._certificates.of(environ))
+        if leaf.is_authority:
+            raise NotEntitled(NOT_AUTHORISED, rule="SAE-CERT-3")
+        if self._revoked is not None and self._revoked.has(leaf.issuer, leaf.serial_number):
+            raise NotEntitled(NOT_AUTHORISED, rule="SAE-CERT-4")
+        if len(leaf.names) != 1:
             raise NotEntitled(NOT_AUTHORISED, rule="SAE-CERT-2")
-        return names[0]
+        return leaf.names[0]
 
-    def _read(self, certificate: bytes) -> tuple[str, ...]:
-        """Every SAE id in the certificate's configured field; exactly one is acceptable."""
-        parsed = x509.load_der_x509_certificate(certificate)
-        if self._section.identity == "cn":
-            return tuple(str(name.value) for name in parsed.subject.get_attributes_for_oid(NameOID.COMMON_NAME))
-        try:
-            names = parsed.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        except x509.ExtensionNotFound:
-            return ()
-        if self._section.identity == "dns":
-            return tuple(names.get_values_for_type(x509.DNSName))
-        prefix = self._section.uri_prefix
-        uris = names.get_values_for_type(x509.UniformResourceIdentifier)
-        return tuple(uri.removeprefix(prefix) for uri in uris if uri.startswith(prefix) and uri != prefix)
+    def _read(self, der: bytes) -> _Leaf:
+        certificate = x509.load_der_x509_certificate(der)
+        return _Leaf(
+            _names(certificate, self._section),
+            certificate.issuer.public_bytes(),
+            certificate.serial_number,
+            _is_authority(certificate),
+        )
+
+
+def _names(certificate: x509.Certificate, section: SaeSection) -> tuple[str, ...]:
+    """Every SAE id in the configured field; exactly one is acceptable."""
+    if section.identity == "cn":
+        return tuple(str(name.value) for name in certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME))
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return ()
+    if section.identity == "dns":
+        return tuple(names.get_values_for_type(x509.DNSName))
+    uris = names.get_values_for_type(x509.UniformResourceIdentifier)
+    prefix = section.uri_prefix
+    return tuple(uri.removeprefix(prefix) for uri in uris if uri.startswith(prefix) and uri != prefix)
+
+
+def _is_authority(certificate: x509.Certificate) -> bool:
+    """Whether the certificate may itself certify others: such a one is no SAE's."""
+    try:
+        return bool(certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca)
+    except x509.ExtensionNotFound:
+        return False
