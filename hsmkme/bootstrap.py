@@ -23,11 +23,13 @@ from hsmkme.config import Config, TokenSection
 from hsmkme.custody import Custody
 from hsmkme.drivers.spool import Spool
 from hsmkme.errors import OperatorFault
+from hsmkme.fairuse import FairUse
 from hsmkme.hsm import Token, TokenAddress, load_profile
 from hsmkme.intake import Intake
 from hsmkme.kme import Kme
 from hsmkme.model import Entry
 from hsmkme.store import Store
+from hsmkme.store.counters import Counters
 from hsmkme.upkeep import Duty, Upkeep
 
 log = logging.getLogger(__name__)
@@ -48,7 +50,9 @@ class Parts:
 
     def kme(self) -> Kme:
         """The key delivery service."""
-        return Kme(self.config.kme_id, self.custody, self.store, self.config.keys, time.time)
+        counters = Counters(self.config.store.with_name(self.config.store.name + ".counters"), time.time)
+        fair_use = FairUse(self.config.fair_use, counters, self.store.log.append, time.time)
+        return Kme(self.config.kme_id, self.custody, self.store, self.config.keys, fair_use, time.time)
 
     def intake(self) -> Intake:
         """Where drivers deposit."""

@@ -15,7 +15,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError
+import limits
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, ValidationError, ValidationInfo
 
 from hsmkme.errors import ConfigRefused
 from hsmkme.model import SEGMENT_BITS_STEP, Link
@@ -23,7 +24,14 @@ from hsmkme.model import SEGMENT_BITS_STEP, Link
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
 Positive = Annotated[int, Field(gt=0)]
 Bits = Annotated[int, Field(gt=0, multiple_of=8)]
-FilePath = Annotated[Path, Strict(False)]
+
+
+def _absolute(path: Path, info: ValidationInfo) -> Path:
+    """A path relative to the configuration file's directory, which is the context of the validation."""
+    return Path(info.context or "") / path
+
+
+FilePath = Annotated[Path, Strict(False), AfterValidator(_absolute)]
 
 
 class _Section(BaseModel):
@@ -50,7 +58,7 @@ class ServerSection(_Section):
     certificate: FilePath
     key: FilePath
     sae_ca: FilePath
-    sae_crl: Path | None = None
+    sae_crl: FilePath | None = None
     workers: Positive = 2
     threads: Positive = 8
     max_body_bytes: Positive = 65536
@@ -88,6 +96,26 @@ class KeysSection(_Section):
     uncollected_seconds: Positive = 86400
 
 
+class FairUseSection(_Section):
+    """``[fair_use]``: limits such as ``"200/second"`` or ``"100000/day"``; empty for none. Shared by all workers.
+
+    ``waiting`` is how many requests one worker lets wait for a thread before it answers 503 at once.
+    """
+
+    requests_per_sae: str = ""
+    requests_total: str = ""
+    keys_per_relation: str = ""
+    waiting: Positive = 256
+
+    @field_validator("requests_per_sae", "requests_total", "keys_per_relation")
+    @classmethod
+    def _can_be_read(cls, limit: str) -> str:
+        try:
+            return limit if not limit or limits.parse(limit) else ""
+        except ValueError:
+            raise ValueError(f'{limit!r} is not a limit; write for example "200/second"') from None
+
+
 class AuditSection(_Section):
     """``[audit]``: a seal is made after this many rows or seconds, whichever comes first."""
 
@@ -121,6 +149,7 @@ class Config(_Section):
     proxy: ProxySection = ProxySection()
     sae: SaeSection = SaeSection()
     keys: KeysSection = KeysSection()
+    fair_use: FairUseSection = FairUseSection()
     audit: AuditSection = AuditSection()
     link: list[LinkSection] = []
     spool: list[SpoolSection] = []
@@ -139,9 +168,6 @@ class Config(_Section):
         raise ConfigRefused([f"no link {link_id!r} is configured; configured: {known}"])
 
 
-_PATHS: Final = {"store", "pin_file", "module", "softhsm_conf", "certificate", "key", "sae_ca", "sae_crl", "directory"}
-
-
 def load(path: Path) -> Config:
     """The configuration in the file at ``path``; raises `ConfigRefused` with everything that is wrong."""
     config, findings = examine(path)
@@ -157,12 +183,12 @@ def examine(path: Path) -> tuple[Config | None, list[str]]:
     """
     try:
         text = path.read_text(encoding="utf-8")
-        tree = _resolved(tomllib.loads(text), path.resolve().parent)
+        tree = tomllib.loads(text)
     except OSError as error:
         return None, [f"{path}: cannot be read: {error.strerror}"]
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         return None, [f"{path}: {error}"]
-    config, wrong = _validated(tree)
+    config, wrong = _validated(tree, path.resolve().parent)
     wrong += _misfits(tree)
     findings = [(line_of(text, location), ".".join(map(str, location)), message) for location, message in wrong]
     return config, [f"{path}:{line}: {name}: {message}" for line, name, message in sorted(findings)]
@@ -173,31 +199,21 @@ def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _resolved(tree: Any, base: Path) -> Any:
-    """The tree with every path made absolute."""
-    if isinstance(tree, dict):
-        return {
-            name: str(base / value) if name in _PATHS and isinstance(value, str) else _resolved(value, base)
-            for name, value in tree.items()
-        }
-    return [_resolved(entry, base) for entry in tree] if isinstance(tree, list) else tree
-
-
 Location = list[str | int]
 _MESSAGES: Final = {"extra_forbidden": "unknown key", "missing": "is missing"}
 
 
-def _validated(tree: Mapping[str, Any]) -> tuple[Config | None, list[tuple[Location, str]]]:
+def _validated(tree: Mapping[str, Any], base: Path) -> tuple[Config | None, list[tuple[Location, str]]]:
     """The configuration in ``tree`` without what is wrong with it, and what that is."""
     try:
-        return Config.model_validate(tree), []
+        return Config.model_validate(tree, context=base), []
     except ValidationError as error:
         wrong = [(list(one["loc"]), _MESSAGES.get(one["type"], one["msg"])) for one in error.errors()]
     rest = copy.deepcopy(tree)
     for location, _ in wrong:
         _leave_out(rest, location)
     try:
-        return Config.model_validate(rest), wrong
+        return Config.model_validate(rest, context=base), wrong
     except ValidationError:
         return None, wrong
 

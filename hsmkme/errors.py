@@ -7,7 +7,8 @@
     ├── RequestRefused             an SAE's request; HTTP status in ``api/problems.py``
     │   ├── BadRequest                 the request itself is wrong
     │   ├── NotEntitled                the caller may not have this
-    │   └── NotEnoughKeys              right and allowed, but the pool cannot serve it now
+    │   ├── NotEnoughKeys              right and allowed, but the pool cannot serve it now
+    │   └── OverLimit                  right and allowed, but too often or too much
     ├── DepositRefused             a device's block; nothing of it was stored
     │   ├── WrongSize                  not a whole number of keys, or not a multiple of 64 bits
     │   ├── BlockConflict              this block id is known with other bytes
@@ -70,6 +71,14 @@ class NotEntitled(RequestRefused):
 
 class NotEnoughKeys(RequestRefused):
     """The pool cannot serve the request now (HTTP 503); ``retry_after`` in seconds."""
+
+    def __init__(self, message: str, *, rule: str, retry_after: int) -> None:
+        super().__init__(message, rule=rule)
+        self.retry_after = retry_after
+
+
+class OverLimit(RequestRefused):
+    """The caller is beyond a limit of fair use (HTTP 503); ``retry_after`` in seconds."""
 
     def __init__(self, message: str, *, rule: str, retry_after: int) -> None:
         super().__init__(message, rule=rule)

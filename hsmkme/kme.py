@@ -26,6 +26,7 @@ from hsmkme.errors import (
     RequestRefused,
     TokenUnavailable,
 )
+from hsmkme.fairuse import FairUse
 from hsmkme.model import Clock, Demand, Entry, OpenKey, Relation, Sae
 from hsmkme.policy import KeyRequest
 from hsmkme.store import Store
@@ -61,6 +62,7 @@ class Kme:
         custody: Custody,
         store: Store,
         limits: KeysSection,
+        fair_use: FairUse,
         clock: Clock,
         randomness: Randomness = os.urandom,
     ) -> None:
@@ -68,13 +70,19 @@ class Kme:
         self.limits = limits
         self._custody = custody
         self._store = store
+        self._fair_use = fair_use
         self._clock = clock
         self._randomness = randomness
+
+    def admit(self, caller: str) -> None:
+        """Raises `NotEntitled` unless ``caller`` is registered and not revoked (SAE-ID-1, SAE-ID-2)."""
+        policy.check_caller(caller, self._store.registry.saes([caller]))
 
     def status(self, caller: str, slave: str) -> Status:
         """Get status: what ``caller`` as master can have for ``slave`` (§5.1)."""
         registered = self._store.registry.saes([caller, slave])
         policy.check_caller(caller, registered)
+        self._fair_use.admit(caller)
         policy.check_distinct(caller, slave)
         peer = self._peer_of(caller, [slave], registered)
         veins = self._store.blocks.veins(peer, self.limits.key_size)
@@ -84,6 +92,7 @@ class Kme:
         """Get key: fresh keys for ``caller`` as master, shared with ``slave`` and the additional slaves (§5.2)."""
         registered = self._store.registry.saes([caller, slave, *request.additional_slaves])
         policy.check_caller(caller, registered)
+        self._fair_use.admit(caller)
         policy.check_distinct(caller, slave)
         policy.check_request(request, self.limits)
         policy.check_additional(request, caller, slave, registered, self.limits)
@@ -92,7 +101,10 @@ class Kme:
         demand = Demand(
             Relation.of(caller, slaves), peer, request.size, tuple(self._key_id() for _ in range(request.number))
         )
-        return self._release(demand)
+        self._fair_use.check_quota(demand.relation, request.number)
+        keys = self._release(demand)
+        self._fair_use.spend(demand.relation, request.number)
+        return keys
 
     def get_key_with_ids(self, caller: str, master: str, key_ids: Sequence[UUID]) -> list[OpenKey]:
         """Get key with key IDs: the same keys for ``caller`` as slave; all of them or none (§5.3).
@@ -108,6 +120,7 @@ class Kme:
     def _collect(self, caller: str, master: str, key_ids: Sequence[UUID]) -> list[OpenKey]:
         registered = self._store.registry.saes([caller, master])
         policy.check_caller(caller, registered)
+        self._fair_use.admit(caller)
         if len(set(key_ids)) != len(key_ids):
             raise BadRequest("a key_ID is given twice", rule="KEY-ID-5")
         if len(key_ids) > self.limits.max_key_per_request:

@@ -27,14 +27,18 @@ class FramingError(Exception):
         self.message = message
 
 
-def refusal(status: int, message: str) -> bytes:
-    """A whole HTTP answer with an Error body (ETSI GS QKD 014 §6.5), after which the connection ends."""
+def refusal(status: int, message: str, *, close: bool = True) -> bytes:
+    """A whole HTTP answer with an Error body (ETSI GS QKD 014 §6.5); a 503 says to come back in a second."""
     body = json.dumps({"message": message}).encode()
-    head = (
-        f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nConnection: close\r\nContent-Type: application/json\r\n"
-        f"Cache-Control: no-store\r\nContent-Length: {len(body)}\r\n\r\n"
-    )
-    return head.encode() + body
+    fields = {
+        "Connection": "close" if close else "keep-alive",
+        "Content-Type": "application/json",
+        "Cache-Control": "no-store",
+        "Content-Length": str(len(body)),
+        **({"Retry-After": "1"} if status == 503 else {}),
+    }
+    lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}", *(f"{name}: {value}" for name, value in fields.items())]
+    return "\r\n".join((*lines, "", "")).encode() + body
 
 
 class Framing:

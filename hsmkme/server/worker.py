@@ -62,6 +62,7 @@ class EventWorker(Worker):
         settings: Config = cast("Any", self.app).settings
         self._contexts = Contexts(settings.server)
         self._body_limit = settings.server.max_body_bytes
+        self._waiting_most, self._waiting = settings.fair_use.waiting, 0
         self._plain_binds, self._proxies = set(settings.proxy.bind), set(settings.proxy.trusted)
         self._connections: set[Connection] = set()
         self._answered: deque[tuple[Connection, bytes, bool]] = deque()
@@ -159,12 +160,21 @@ class EventWorker(Worker):
             self._refuse(connection, error)
             return
         if request is not None:
-            self._pool.submit(self._work, connection, request)
+            self._begin(connection, request)
         elif connection.phase is Phase.CLOSED:
             self._connections.discard(connection)
         else:
             event = selectors.EVENT_WRITE if connection.wants_write else selectors.EVENT_READ
             self._poll.register(connection.socket, event, self._on_ready(connection))
+
+    def _begin(self, connection: Connection, request: bytes) -> None:
+        """Give a request to a thread; when too many wait for one, refuse it at once instead of queueing."""
+        if self._waiting >= self._waiting_most:
+            data = refusal(503, "the KME is busy", close=connection.must_close)
+            self._go_on(connection, _answering(connection, data, connection.must_close))
+            return
+        self._waiting += 1
+        self._pool.submit(self._work, connection, request)
 
     def _refuse(self, connection: Connection, error: FramingError) -> None:
         data = refusal(error.status, error.message)
@@ -177,6 +187,7 @@ class EventWorker(Worker):
         os.eventfd_read(wake)
         while self._answered:
             connection, data, close = self._answered.popleft()
+            self._waiting -= 1
             self._go_on(connection, _answering(connection, data, close))
 
     def _end_overdue(self, now: float) -> None:
