@@ -26,6 +26,17 @@ Positive = Annotated[int, Field(gt=0)]
 Bits = Annotated[int, Field(gt=0, multiple_of=8)]
 
 
+def _limit(text: str) -> str:
+    """A limit that the ``limits`` library can read, or nothing."""
+    try:
+        return text if not text or limits.parse(text) else ""
+    except ValueError:
+        raise ValueError(f'{text!r} is not a limit; write for example "200/second"') from None
+
+
+Limit = Annotated[str, AfterValidator(_limit)]
+
+
 def _absolute(path: Path, info: ValidationInfo) -> Path:
     """A path relative to the configuration file's directory, which is the context of the validation."""
     return Path(info.context or "") / path
@@ -102,18 +113,10 @@ class FairUseSection(_Section):
     ``waiting`` is how many requests one worker lets wait for a thread before it answers 503 at once.
     """
 
-    requests_per_sae: str = ""
-    requests_total: str = ""
-    keys_per_relation: str = ""
+    requests_per_sae: Limit = ""
+    requests_total: Limit = ""
+    keys_per_relation: Limit = ""
     waiting: Positive = 256
-
-    @field_validator("requests_per_sae", "requests_total", "keys_per_relation")
-    @classmethod
-    def _can_be_read(cls, limit: str) -> str:
-        try:
-            return limit if not limit or limits.parse(limit) else ""
-        except ValueError:
-            raise ValueError(f'{limit!r} is not a limit; write for example "200/second"') from None
 
 
 class AuditSection(_Section):
