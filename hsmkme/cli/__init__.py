@@ -9,7 +9,7 @@ from typing import Final
 import click
 
 from hsmkme import __version__
-from hsmkme.cli import audit, ceremony, demo, deposit, operate, registry
+from hsmkme.cli import audit, ceremony, demo, deposit, operate, registry, views
 from hsmkme.cli.shared import CONFIG_OPTION, Settings
 from hsmkme.errors import AuditBroken, ConfigRefused, HsmkmeError, PoolFull, StoreUnavailable, TokenUnavailable
 
@@ -52,7 +52,7 @@ def main(context: click.Context, config: str | None, verbose: bool) -> None:
 for command in (
     *(operate.check, operate.migrate, operate.serve, operate.upkeep),
     *(deposit.deposit, deposit.simulate),
-    *(registry.sae, registry.pair, registry.link),
+    *(registry.sae, registry.pair, registry.link, views.key, views.relation),
     *(audit.audit, ceremony.ceremony, demo.demo),
 ):
     main.add_command(command)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 import click
 
 from hsmkme import bootstrap
 from hsmkme.cli.shared import JSON_OPTION, load_config, operator, show, with_config
+from hsmkme.errors import StoreError
 from hsmkme.model import Entry
 
 
@@ -33,6 +37,35 @@ def sae_revoke(sae_id: str, config: str | None) -> None:
     """Refuse every later request of an SAE."""
     revoked = bootstrap.open_store(load_config(config)).registry.revoke_sae(sae_id, Entry("sae.revoke", operator()))
     click.echo(f"{sae_id}: {'revoked' if revoked else 'was revoked already'}")
+
+
+@sae.command("show")
+@click.argument("sae_id")
+@with_config
+@JSON_OPTION
+def sae_show(sae_id: str, config: str | None, as_json: bool) -> None:
+    """One SAE: its state, whom it may exchange keys with, and its relations."""
+    store = bootstrap.open_store(load_config(config))
+    found = store.registry.saes([sae_id]).get(sae_id)
+    if found is None:
+        raise StoreError(f"no SAE {sae_id} is registered")
+    pairs = store.registry.pairs()
+    facts: dict[str, Any] = {
+        "sae": sae_id,
+        "kme": found.kme_id,
+        "state": "revoked" if found.revoked else "active",
+        "master_for": [slave for master, slave in pairs if master == sae_id],
+        "slave_of": [master for master, slave in pairs if slave == sae_id],
+        "relations": store.views.relations(sae_id),
+    }
+    if as_json:
+        click.echo(json.dumps(facts))
+        return
+    for name in ("sae", "kme", "state"):
+        click.echo(f"{name:>10}  {facts[name]}")
+    for name in ("master_for", "slave_of"):
+        click.echo(f"{name:>10}  {', '.join(facts[name]) or 'nobody'}")
+    show(facts["relations"], ("master", "slaves", "keys", "uncollected", "consumed"), as_json=False)
 
 
 @sae.command("list")

@@ -11,8 +11,9 @@ from hsmkme.store.database import Chain, Database, connect, spoken, turn
 from hsmkme.store.keys import Keys
 from hsmkme.store.log import Log
 from hsmkme.store.registry import Registry
+from hsmkme.store.views import Views
 
-__all__ = ["Blocks", "Chain", "Keys", "Log", "Outcome", "Registry", "Store", "Vein"]
+__all__ = ["Blocks", "Chain", "Keys", "Log", "Outcome", "Registry", "Store", "Vein", "Views"]
 
 
 class Store:
@@ -24,6 +25,7 @@ class Store:
         self.keys = Keys(self._database)
         self.registry = Registry(self._database)
         self.log = Log(self._database)
+        self.views = Views(self._database)
 
     def checkpoint(self) -> None:
         """Empty the WAL into the file."""

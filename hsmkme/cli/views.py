@@ -1,0 +1,64 @@
+"""key, relation: what happened to a key, as an operator may see it."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from uuid import UUID
+
+import click
+
+from hsmkme import bootstrap
+from hsmkme.cli.shared import JSON_OPTION, console, load_config, show, with_config
+from hsmkme.errors import StoreError
+
+
+@click.group()
+def key() -> None:
+    """Keys that were claimed."""
+
+
+@key.command("show")
+@click.argument("key_id", type=click.UUID)
+@with_config
+@JSON_OPTION
+def key_show(key_id: UUID, config: str | None, as_json: bool) -> None:
+    """State and history of one key; never its bytes."""
+    views = bootstrap.open_store(load_config(config)).views
+    found = views.key(key_id)
+    history = views.history(key_id)
+    if found is None and not history:
+        raise StoreError(f"no key {key_id} was ever claimed here")
+    if as_json:
+        click.echo(json.dumps({"key": found, "history": history}))
+        return
+    for name, value in (found or {}).items():
+        if name != "parts":
+            console.print(f"[bold]{name:>14}[/bold]  {_readable(name, value)}")
+    show((found or {}).get("parts", []), ("link", "block", "block_state", "epoch", "first", "count"), as_json=False)
+    console.print()
+    show(history, ("seq", "at", "event", "actor", "rule"), as_json=False)
+
+
+@click.group()
+def relation() -> None:
+    """Relations: a master SAE and the slave SAEs it shares keys with."""
+
+
+@relation.command("show")
+@click.argument("sae_id", required=False)
+@with_config
+@JSON_OPTION
+def relation_show(sae_id: str | None, config: str | None, as_json: bool) -> None:
+    """How many keys of each relation (or of those of SAE_ID) are in which state."""
+    rows = bootstrap.open_store(load_config(config)).views.relations(sae_id)
+    columns = ("master", "slaves", "keys", "uncollected", "partly_collected", "consumed", "void")
+    show(rows if as_json else [{**row, "slaves": ", ".join(row["slaves"])} for row in rows], columns, as_json=as_json)
+
+
+def _readable(name: str, value: object) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "nobody"
+    if name == "claimed_at" and isinstance(value, int):
+        return datetime.fromtimestamp(value, UTC).isoformat()
+    return f"{value} bits" if name == "size" else str(value)
