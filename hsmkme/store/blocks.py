@@ -231,7 +231,7 @@ def _take(transaction: Transaction, vein: Vein, wanted: int) -> list[_Run]:
         block_pk, block_id, epoch, key_count, first, wrapped = row
         count = min(wanted, key_count - first)
         found = transaction.execute(
-            "SELECT substr(sealed, ?, ?) FROM segments WHERE block_pk = ?",
+            "SELECT coalesce(substr(sealed, ?, ?), x'') FROM segments WHERE block_pk = ?",
             (first * stride + 1, count * stride, block_pk),
         ).fetchone()
         sealed = found[0] if found else b""  # lost segments do not open: the token's keeper quarantines the block
