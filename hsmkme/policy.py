@@ -29,6 +29,16 @@ class KeyRequest:
     additional_slaves: tuple[str, ...] = ()
 
 
+def number_rule(limits: KeysSection) -> str:
+    """KEY-NUM-1 in words."""
+    return f"number shall be an integer from 1 to {limits.max_key_per_request}"
+
+
+def size_rule(limits: KeysSection) -> str:
+    """KEY-SIZE-2 in words; bits."""
+    return f"size shall be an integer from {limits.min_key_size} to {limits.max_key_size}"
+
+
 def check_caller(sae_id: str, registered: Mapping[str, Sae]) -> Sae:
     """SAE-ID-1, SAE-ID-2: the caller is registered and not revoked."""
     sae = registered.get(sae_id)
@@ -56,13 +66,11 @@ def check_pairs(slaves: Sequence[str], registered: Mapping[str, Sae], allowed: C
 def check_request(request: KeyRequest, limits: KeysSection) -> None:
     """KEY-NUM-1, KEY-SIZE-1, KEY-SIZE-2: number and size are within the limits."""
     if not 1 <= request.number <= limits.max_key_per_request:
-        raise BadRequest(f"number shall be from 1 to {limits.max_key_per_request}", rule="KEY-NUM-1")
+        raise BadRequest(number_rule(limits), rule="KEY-NUM-1")
     if request.size > 0 and request.size % 8:
         raise BadRequest("size shall be a multiple of 8", rule="KEY-SIZE-1")
     if not limits.min_key_size <= request.size <= limits.max_key_size:
-        raise BadRequest(
-            f"size shall be from {limits.min_key_size} to {limits.max_key_size} bits", rule="KEY-SIZE-2"
-        )
+        raise BadRequest(size_rule(limits), rule="KEY-SIZE-2")
 
 
 def check_additional(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from flask import Flask, Response
+from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException
 
+from hsmkme.api import sae
 from hsmkme.api.callers import Callers
+from hsmkme.api.description import described
 from hsmkme.api.problems import answer, http_problem, problem, unexpected
-from hsmkme.api.sae import blueprint
 from hsmkme.config import Config
 from hsmkme.errors import HsmkmeError
 from hsmkme.kme import Kme
@@ -18,7 +19,8 @@ def create_app(config: Config, kme: Kme) -> Flask:
     app = Flask("hsmkme", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = config.server.max_body_bytes
     app.url_map.merge_slashes = False
-    app.register_blueprint(blueprint(kme, Callers(config)))
+    callers, description = Callers(config), described(config.keys)
+    sae.serve(app, kme, callers)
     app.register_error_handler(HsmkmeError, problem)
     app.register_error_handler(HTTPException, http_problem)
     app.register_error_handler(Exception, unexpected)
@@ -27,5 +29,11 @@ def create_app(config: Config, kme: Kme) -> Flask:
     def health() -> Response:
         """Alive: this process answers. Says nothing of keys, so it needs no certificate."""
         return answer({"kme": config.kme_id})
+
+    @app.get("/openapi.json", provide_automatic_options=False)
+    def openapi() -> Response:
+        """The description of the API, for SAEs that this KME knows."""
+        kme.admit(callers.of(request.environ))
+        return answer(description)
 
     return app

@@ -17,6 +17,8 @@ from hsmkme.errors import NotEntitled
 from hsmkme.policy import NOT_AUTHORISED
 
 _KEPT: Final = 1024
+_UNREADABLE: Final = (ValueError, x509.DuplicateExtension, x509.InvalidVersion, x509.UnsupportedGeneralNameType)
+"""What `cryptography` raises on a certificate that OpenSSL let pass and that does not say clearly whose it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +43,11 @@ class Callers:
 
     def of(self, environ: Mapping[str, Any]) -> str:
         """The SAE id of the request's certificate; raises `NotEntitled` (SAE-CERT-1 … 4)."""
-        leaf = self._leaf(self._certificates.of(environ))
+        der = self._certificates.of(environ)
+        try:
+            leaf = self._leaf(der)
+        except _UNREADABLE:
+            raise NotEntitled(NOT_AUTHORISED, rule="SAE-CERT-2") from None
         if leaf.is_authority:
             raise NotEntitled(NOT_AUTHORISED, rule="SAE-CERT-3")
         if self._revoked is not None and self._revoked.has(leaf.issuer, leaf.serial_number):
@@ -72,7 +78,7 @@ def _names(certificate: x509.Certificate, section: SaeSection) -> tuple[str, ...
         return tuple(names.get_values_for_type(x509.DNSName))
     uris = names.get_values_for_type(x509.UniformResourceIdentifier)
     prefix = section.uri_prefix
-    return tuple(uri.removeprefix(prefix) for uri in uris if uri.startswith(prefix) and uri != prefix)
+    return tuple(uri.removeprefix(prefix) for uri in uris if uri.startswith(prefix))
 
 
 def _is_authority(certificate: x509.Certificate) -> bool:

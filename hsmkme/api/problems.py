@@ -16,6 +16,7 @@ from hsmkme.errors import (
     NotEnoughKeys,
     NotEntitled,
     OperatorFault,
+    OverLimit,
     RequestRefused,
     StoreUnavailable,
     TokenMisuse,
@@ -28,6 +29,7 @@ _STATUS: Final[Mapping[type[Exception], int]] = {
     BadRequest: 400,
     NotEntitled: 401,
     NotEnoughKeys: 503,
+    OverLimit: 503,
     TokenUnavailable: 503,
     StoreUnavailable: 503,
     OperatorFault: 503,
@@ -38,9 +40,9 @@ _UNAVAILABLE: Final = "the KME cannot deliver keys now"
 _RETRY_SECONDS: Final = 5
 
 
-def answer(value: Mapping[str, object], status: int = 200) -> Response:
-    """A JSON answer that nobody may store (point 29)."""
-    body = json.dumps(value, separators=(",", ":")).encode()
+def answer(value: Mapping[str, object] | bytes, status: int = 200) -> Response:
+    """A JSON answer that nobody may store (point 29); ``value`` is encoded unless it is bytes."""
+    body = value if isinstance(value, bytes) else json.dumps(value, separators=(",", ":")).encode()
     response = Response(body, status=status, mimetype="application/json")
     response.headers["Cache-Control"] = "no-store"
     return response

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from threading import Lock
 from typing import Any, Final, NoReturn
 from urllib.parse import parse_qsl, unquote_to_bytes
 from uuid import UUID
@@ -13,76 +15,118 @@ from flask import Request
 
 from hsmkme.config import KeysSection
 from hsmkme.errors import BadRequest
-from hsmkme.policy import KeyRequest
+from hsmkme.policy import KeyRequest, number_rule, size_rule
+
+log = logging.getLogger(__name__)
 
 PREFIX: Final = "/api/v1/keys/"
+METHODS: Final = ("status", "enc_keys", "dec_keys")
+_KEY_REQUEST: Final = frozenset(
+    {"number", "size", "additional_slave_SAE_IDs", "extension_mandatory", "extension_optional"}
+)
+_KEY_IDS: Final = frozenset({"key_IDs", "key_IDs_extension"})
+_KEY_ID: Final = frozenset({"key_ID", "key_ID_extension"})
 _UUID: Final = re.compile(r"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
 _BAD_ESCAPE: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _INTEGER: Final = re.compile(r"-?[0-9]{1,18}")
+_SURROGATE: Final = re.compile(r"\\u[dD][89A-Fa-f]")
 
 
-def target_of(raw_uri: str) -> tuple[str, str] | None:
-    """The SAE id and the method that a request URI names, or None if it is none of the three methods.
+def path_of(request: Request) -> str:
+    """The path as it was sent: an escaped slash inside an SAE id is not yet a slash."""
+    raw: str = request.environ.get("RAW_URI") or request.full_path
+    return re.sub(r"^https?://[^/]*", "", raw).partition("?")[0]
 
-    Works on the URI as sent, so that an escaped slash inside an SAE id stays inside it.
-    """
-    path = re.sub(r"^https?://[^/]*", "", raw_uri).partition("?")[0]
-    if not path.startswith(PREFIX):
-        return None
+
+def target_of(path: str) -> tuple[str, str] | None:
+    """The SAE id and the method that a path under `PREFIX` names, or None if it is none of the three methods."""
     segments = path.removeprefix(PREFIX).split("/")
-    if len(segments) != 2 or segments[1] not in ("status", "enc_keys", "dec_keys"):
+    if len(segments) != 2 or segments[1] not in METHODS:
         return None
-    return _sae_id(segments[0]), segments[1]
+    return _unquoted(segments[0]), segments[1]
 
 
-def _sae_id(segment: str) -> str:
+def _unquoted(segment: str) -> str:
     try:
         if _BAD_ESCAPE.search(segment):
             raise ValueError
         sae_id = unquote_to_bytes(segment).decode("utf-8")
     except (ValueError, UnicodeError):
         raise BadRequest("the SAE ID in the path cannot be decoded", rule="REQ-PATH-1") from None
-    if not sae_id.strip() or not sae_id.isprintable():
-        raise BadRequest("the SAE ID in the path is blank", rule="REQ-PATH-1")
+    if not _is_sae_id(sae_id):
+        raise BadRequest("the SAE ID in the path is blank or cannot be printed", rule="REQ-PATH-1")
     return sae_id
 
 
-def key_request(request: Request, limits: KeysSection) -> KeyRequest:
-    """The Key request of a GET or POST on enc_keys (§6.2); raises `BadRequest`."""
-    body = _merged(request, ("number", "size"))
-    _refuse_extensions(body)
-    return KeyRequest(
-        number=_integer(body, "number", 1),
-        size=_integer(body, "size", limits.key_size),
-        additional_slaves=_additional(body),
-    )
+def _is_sae_id(value: object) -> bool:
+    return isinstance(value, str) and bool(value.strip()) and value.isprintable()
 
 
-def key_ids(request: Request) -> list[UUID]:
-    """The key_IDs of a GET or POST on dec_keys (§6.4), at least one; raises `BadRequest`."""
-    query = _query(request, ("key_ID",))
-    body = {} if request.method == "GET" else _body(request)
-    listed = body.get("key_IDs")
-    if listed is None and "key_ID" in query:
-        return [_uuid(query["key_ID"])]
-    if not isinstance(listed, list) or not listed:
-        raise BadRequest("key_IDs shall be an array of at least one object with a key_ID", rule="REQ-ID-1")
-    found = [_uuid(entry.get("key_ID") if isinstance(entry, dict) else None) for entry in listed]
-    if "key_ID" in query and found != [_uuid(query["key_ID"])]:
-        raise BadRequest("the query and the body name different keys", rule="REQ-QUERY-2")
-    return found
+class Reading:
+    """Reads Key requests and key IDs; members that the standard does not know are ignored and counted."""
 
+    def __init__(self, limits: KeysSection) -> None:
+        self._limits = limits
+        self._lock = Lock()
+        self.unknown = 0
+        """How many unknown members this process has ignored."""
 
-def _merged(request: Request, names: Iterable[str]) -> dict[str, Any]:
-    """The body of a POST, or the query of a GET; a query that contradicts the body is refused."""
-    query: dict[str, Any] = {name: _number(name, value) for name, value in _query(request, names).items()}
-    if request.method == "GET":
-        return query
-    body = _body(request)
-    for name, value in query.items():
-        if name in body and body[name] != value:
-            raise BadRequest(f"the query and the body give different values for {name}", rule="REQ-QUERY-2")
-    return {**query, **body}
+    def key_request(self, request: Request) -> KeyRequest:
+        """The Key request of a GET or POST on enc_keys (§6.2); raises `BadRequest`."""
+        query: dict[str, Any] = {name: _number(text) for name, text in _query(request, ("number", "size")).items()}
+        body = self._body(request, _KEY_REQUEST)
+        for name, value in query.items():
+            if name in body and body[name] != value:
+                raise BadRequest(f"the query and the body give different values for {name}", rule="REQ-QUERY-2")
+        asked = {"number": 1, "size": self._limits.key_size, **query, **body}
+        _refuse_extensions(asked)
+        return KeyRequest(
+            number=_integer(asked["number"], number_rule(self._limits)),
+            size=_integer(asked["size"], size_rule(self._limits)),
+            additional_slaves=_additional(asked),
+        )
+
+    def key_ids(self, request: Request) -> list[UUID]:
+        """The key_IDs of a GET or POST on dec_keys (§6.4), at least one; raises `BadRequest`."""
+        in_query = [_uuid(text) for text in _query(request, ("key_ID",)).values()]
+        body = self._body(request, _KEY_IDS)
+        _objects_if_any(body, "key_IDs_extension")
+        if "key_IDs" not in body:
+            if not in_query:
+                raise BadRequest("a key_ID shall be given: one in the query or an array in the body", rule="REQ-ID-1")
+            return in_query
+        in_body = self._listed(body["key_IDs"])
+        if in_query and in_query != in_body:
+            raise BadRequest("the query and the body name different keys", rule="REQ-QUERY-2")
+        return in_body
+
+    def _listed(self, entries: object) -> list[UUID]:
+        if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
+            raise BadRequest("key_IDs shall be an array of at least one object with a key_ID", rule="REQ-ID-1")
+        for entry in entries:
+            _objects_if_any(entry, "key_ID_extension")
+            self._count_unknown(entry, _KEY_ID)
+        return [_uuid(entry.get("key_ID")) for entry in entries]
+
+    def _body(self, request: Request, known: Collection[str]) -> dict[str, Any]:
+        """The JSON object in the body of a POST; an empty body, and whatever a GET carries, is an empty object."""
+        data = b"" if request.method == "GET" else request.get_data(cache=False)
+        if not data:
+            return {}
+        if request.mimetype != "application/json":
+            raise BadRequest("Content-Type shall be application/json", rule="REQ-BODY-1")
+        value = _parsed(data)
+        if not isinstance(value, dict):
+            raise BadRequest("the body shall be a JSON object", rule="REQ-BODY-3")
+        self._count_unknown(value, known)
+        return value
+
+    def _count_unknown(self, members: Mapping[str, Any], known: Collection[str]) -> None:
+        unknown = sum(name not in known for name in members)
+        if unknown:
+            with self._lock:
+                self.unknown += unknown
+            log.info("ignored %d unknown members, %d since the start", unknown, self.unknown)
 
 
 def _query(request: Request, names: Iterable[str]) -> dict[str, str]:
@@ -101,19 +145,15 @@ def _query(request: Request, names: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def _body(request: Request) -> dict[str, Any]:
-    """The JSON object in the body; an empty body is an empty object."""
-    data = request.get_data(cache=False)
-    if not data:
-        return {}
-    if request.mimetype != "application/json":
-        raise BadRequest("Content-Type shall be application/json", rule="REQ-BODY-1")
+def _parsed(data: bytes) -> Any:
+    """JSON as RFC 8259 has it, and only text that UTF-8 can carry: no lone surrogate behind an escape."""
     try:
-        value = json.loads(data.decode("utf-8"), object_pairs_hook=_object, parse_constant=_constant)
+        text = data.decode("utf-8")
+        value = json.loads(text, object_pairs_hook=_object, parse_constant=_constant)
+        if _SURROGATE.search(text):
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
     except (ValueError, RecursionError):
         raise BadRequest("the body is not valid JSON", rule="REQ-BODY-2") from None
-    if not isinstance(value, dict):
-        raise BadRequest("the body shall be a JSON object", rule="REQ-BODY-3")
     return value
 
 
@@ -128,28 +168,30 @@ def _constant(name: str) -> NoReturn:
     raise ValueError(name)
 
 
-def _integer(body: Mapping[str, Any], name: str, default: int) -> int:
-    value = body.get(name, default)
+def _number(text: str) -> int | str:
+    return int(text) if _INTEGER.fullmatch(text) else text
+
+
+def _integer(value: object, rule: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
-        raise BadRequest(f"{name} shall be an integer", rule="REQ-TYPE-1")
+        raise BadRequest(rule, rule="REQ-TYPE-1")
     return value
-
-
-def _number(name: str, text: str) -> int:
-    if not _INTEGER.fullmatch(text):
-        raise BadRequest(f"{name} shall be an integer", rule="REQ-TYPE-1")
-    return int(text)
 
 
 def _additional(body: Mapping[str, Any]) -> tuple[str, ...]:
     if "additional_slave_SAE_IDs" not in body:
         return ()
     listed = body["additional_slave_SAE_IDs"]
-    if not isinstance(listed, list) or not listed:
-        raise BadRequest("additional_slave_SAE_IDs shall be an array of at least one SAE ID", rule="REQ-TYPE-2")
-    if not all(isinstance(sae_id, str) and sae_id.strip() for sae_id in listed):
-        raise BadRequest("additional_slave_SAE_IDs shall hold SAE IDs, none of them blank", rule="REQ-TYPE-2")
+    if not isinstance(listed, list) or not listed or not all(_is_sae_id(sae_id) for sae_id in listed):
+        raise BadRequest(
+            "additional_slave_SAE_IDs shall be an array of at least one SAE ID, none of them blank", rule="REQ-TYPE-2"
+        )
     return tuple(listed)
+
+
+def _objects_if_any(members: Mapping[str, Any], name: str) -> None:
+    if not isinstance(members.get(name, {}), dict):
+        raise BadRequest(f"{name} shall be an object", rule="REQ-TYPE-4")
 
 
 def _refuse_extensions(body: Mapping[str, Any]) -> None:

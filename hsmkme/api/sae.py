@@ -5,37 +5,48 @@ from __future__ import annotations
 from base64 import b64encode
 from collections.abc import Iterable
 
-from flask import Blueprint, Response, abort, request
+from flask import Flask, Response, abort, request
 from werkzeug.exceptions import MethodNotAllowed
 
 from hsmkme.api import requests
 from hsmkme.api.callers import Callers
 from hsmkme.api.problems import answer
+from hsmkme.errors import BadRequest
 from hsmkme.kme import Kme, Status
 from hsmkme.model import OpenKey
 
-METHODS = ["GET", "POST", "HEAD", "OPTIONS", "PUT", "PATCH", "DELETE"]
 
+def serve(app: Flask, kme: Kme, callers: Callers) -> None:
+    """Let ``app`` answer the three methods under ``/api/v1/keys/``.
 
-def blueprint(kme: Kme, callers: Callers) -> Blueprint:
-    """The three methods under ``/api/v1/keys/``."""
-    sae = Blueprint("sae", __name__)
+    They are found before Flask's routing, which unquotes paths and answers HEAD and OPTIONS by itself.
+    """
+    reading = requests.Reading(kme.limits)
 
-    @sae.route(f"{requests.PREFIX}<path:_>", methods=METHODS, provide_automatic_options=False)
-    def dispatch(_: str) -> Response:
+    @app.before_request
+    def dispatch() -> Response | None:
+        path = requests.path_of(request)
+        if not path.startswith(requests.PREFIX):
+            return None
         caller = callers.of(request.environ)
-        target = requests.target_of(request.environ.get("RAW_URI") or request.full_path)
-        if target is None:
-            abort(404, description="no such method: status, enc_keys and dec_keys exist")
-        sae_id, method = target
-        _allow(method)
-        if method == "status":
-            return answer(_status(kme.status(caller, sae_id)))
-        if method == "enc_keys":
-            return answer(_container(kme.get_key(caller, sae_id, requests.key_request(request, kme.limits))))
-        return answer(_container(kme.get_key_with_ids(caller, sae_id, requests.key_ids(request))))
+        try:
+            return answer(_called(kme, reading, caller, path))
+        except BadRequest:
+            kme.admit(caller)  # a stranger learns that it is one, and nothing of what is wrong with its request
+            raise
 
-    return sae
+
+def _called(kme: Kme, reading: requests.Reading, caller: str, path: str) -> dict[str, object]:
+    target = requests.target_of(path)
+    if target is None:
+        abort(404, description=f"no such method: {', '.join(requests.METHODS)} exist")
+    sae_id, method = target
+    _allow(method)
+    if method == "status":
+        return _status(kme.status(caller, sae_id))
+    if method == "enc_keys":
+        return _container(kme.get_key(caller, sae_id, reading.key_request(request)))
+    return _container(kme.get_key_with_ids(caller, sae_id, reading.key_ids(request)))
 
 
 def _allow(method: str) -> None:
