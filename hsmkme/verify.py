@@ -39,13 +39,17 @@ def verify(lines: Iterator[str], key: ec.EllipticCurvePublicKey) -> dict[str, An
     for number, line in enumerate(lines, start=2):
         record = _parsed(line, number, seq + 1)
         if "row" in record:
+            if seq == header["rows"]:
+                raise BrokenError(seq + 1, f"the first line of the export says that row {seq} is the last")
             previous = _row(record, seq + 1, previous)
             seq += 1
         else:
             _seal(record, seq, previous, key)
             seals, sealed = seals + 1, seq
-    if seq != header["rows"] or previous.hex() != header["head"]:
+    if seq != header["rows"]:
         raise BrokenError(seq + 1, f"the export was cut: its first line says it has {header['rows']} rows")
+    if previous.hex() != header["head"]:
+        raise BrokenError(seq, "the last row is not the one that the first line of the export says")
     return {**header, "seals": seals, "sealed_through": sealed}
 
 
