@@ -778,6 +778,17 @@ def a_snapshot_of_the_log_is_of_one_moment(subject: Subject) -> None:
 
 
 @exercise
+def a_snapshot_that_was_not_read_to_its_end_holds_nothing(subject: Subject) -> None:
+    log = subject.store.log
+    for _ in range(3):
+        log.append(ENTRY)
+    with log.snapshot() as snapshot:
+        assert next(snapshot.rows).seq == 1
+    log.append(ENTRY)
+    subject.store.checkpoint()
+
+
+@exercise
 def sealing_a_row_again_changes_nothing(subject: Subject) -> None:
     log = subject.store.log
     assert log.last_seal() is None

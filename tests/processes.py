@@ -7,9 +7,13 @@ from __future__ import annotations
 
 import io
 import multiprocessing
+import runpy
 import sys
+import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from pathlib import Path
 
 processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload(["hsmkme.cli", "tests.exercise_store"])
@@ -28,8 +32,17 @@ class Done:
 
 def hsmkme(*arguments: object) -> Done:
     """Run a command of `hsmkme` in a process of its own."""
+    return _done(_command, *arguments)
+
+
+def script(path: Path, *arguments: object) -> Done:
+    """Run a file of Python in a process of its own."""
+    return _done(_file, path, *arguments)
+
+
+def _done(run: Callable[[list[str]], object], *arguments: object) -> Done:
     receive, send = processes.Pipe(duplex=False)
-    child = processes.Process(target=_run, args=([str(argument) for argument in arguments], send))
+    child = processes.Process(target=_run, args=(run, [str(argument) for argument in arguments], send))
     child.start()
     send.close()
     assert receive.poll(COMMAND_SECONDS), f"{arguments} does not end"
@@ -38,13 +51,25 @@ def hsmkme(*arguments: object) -> Done:
     return done
 
 
-def _run(arguments: list[str], send: Connection) -> None:
+def _command(arguments: list[str]) -> None:
     from hsmkme.cli import main
 
+    main(arguments)
+
+
+def _file(arguments: list[str]) -> None:
+    sys.argv = arguments
+    runpy.run_path(arguments[0], run_name="__main__")
+
+
+def _run(run: Callable[[list[str]], object], arguments: list[str], send: Connection) -> None:
     sys.stdout, sys.stderr = io.StringIO(), io.StringIO()
     status = 0
     try:
-        main(arguments)
+        run(arguments)
     except SystemExit as end:
         status = int(end.code or 0)
+    except Exception:  # noqa: BLE001 - as the interpreter does
+        traceback.print_exc()
+        status = 1
     send.send(Done(status, sys.stdout.getvalue(), sys.stderr.getvalue()))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
 from hsmkme.model import Entry, LogRow, Seal
@@ -42,10 +42,11 @@ class Log:
         with self._database.read() as connection:
             seq, digest = head_of(connection)
             seals = connection.execute("SELECT seq, hash, at, signature FROM log_seal ORDER BY seq").fetchall()
-            rows = connection.execute("SELECT seq, CAST(text AS BLOB), hash FROM log ORDER BY seq")
-            # What is not UTF-8 was tampered with: it is passed on for `verify` to find, with the row's number.
-            found = (LogRow(row, text.decode(errors="surrogateescape"), digest) for row, text, digest in rows)
-            yield Snapshot(seq, digest, [Seal(*seal) for seal in seals], found)
+            # Closed whether read to its end or not: a statement that is not would keep the WAL from being emptied.
+            with closing(connection.execute("SELECT seq, CAST(text AS BLOB), hash FROM log ORDER BY seq")) as rows:
+                # What is not UTF-8 was tampered with: it is passed on for `verify` to find, with the row's number.
+                found = (LogRow(row, text.decode(errors="surrogateescape"), digest) for row, text, digest in rows)
+                yield Snapshot(seq, digest, [Seal(*seal) for seal in seals], found)
 
     def latest(self, count: int, event_prefix: str = "") -> list[LogRow]:
         """The last ``count`` rows whose event begins with ``event_prefix``, oldest first."""
