@@ -12,6 +12,9 @@ from typing import Any, Final
 
 CKR_OK: Final = 0
 CKR_FUNCTION_NOT_SUPPORTED: Final = 0x54
+CKR_OBJECT_HANDLE_INVALID: Final = 0x82
+CKR_SESSION_HANDLE_INVALID: Final = 0xB3
+CKR_CRYPTOKI_NOT_INITIALIZED: Final = 0x190
 CKR_CRYPTOKI_ALREADY_INITIALIZED: Final = 0x191
 CKF_OS_LOCKING_OK: Final = 0x2
 
@@ -75,7 +78,9 @@ class Cryptoki:
 
     def finalize(self) -> None:
         """``C_Finalize``: closes every session of the process."""
-        _check("C_Finalize", self._function(_FINALIZE, ctypes.c_void_p)(None))
+        code = self._function(_FINALIZE, ctypes.c_void_p)(None)
+        if code != CKR_CRYPTOKI_NOT_INITIALIZED:
+            _check("C_Finalize", code)
 
     def init_token(self, slot: int, so_pin: str, label: str) -> None:
         """``C_InitToken``: erase what the slot holds and set the SO PIN; ``label`` ≤ 32 bytes of UTF-8."""

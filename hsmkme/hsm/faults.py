@@ -17,7 +17,12 @@ from typing import Final
 import pkcs11
 
 from hsmkme.errors import OperatorFault, TokenError, TokenMisuse, TokenUnavailable
-from hsmkme.hsm.cryptoki import CryptokiError
+from hsmkme.hsm.cryptoki import (
+    CKR_CRYPTOKI_NOT_INITIALIZED,
+    CKR_OBJECT_HANDLE_INVALID,
+    CKR_SESSION_HANDLE_INVALID,
+    CryptokiError,
+)
 
 
 class Fault(StrEnum):
@@ -88,15 +93,18 @@ _BY_CLASS: Final[dict[type[Exception], Fault]] = {
     ),
 }
 
-_CRYPTOKI_NOT_INITIALIZED: Final = "0x190"
+_HANDLES_LOST: Final = (CKR_OBJECT_HANDLE_INVALID, CKR_SESSION_HANDLE_INVALID, CKR_CRYPTOKI_NOT_INITIALIZED)
+
+# The binding has no class for CKR_CRYPTOKI_NOT_INITIALIZED, only these words.
+_FINALISED: Final = "Initialisation error (not initialized)"
 
 
 def fault_of(error: Exception) -> Fault:
     """The kind of a binding error; what is not known is a bug."""
-    if isinstance(error, TokenUnavailable):
-        return Fault.DEVICE
-    if str(error).endswith(_CRYPTOKI_NOT_INITIALIZED):
-        return Fault.DEVICE
+    if isinstance(error, CryptokiError):
+        return Fault.SESSION if error.code in _HANDLES_LOST else Fault.BUG
+    if str(error).startswith(_FINALISED):
+        return Fault.SESSION
     return _BY_CLASS.get(type(error), Fault.BUG)
 
 

@@ -16,7 +16,7 @@ from hsmkme.hsm import templates
 from hsmkme.hsm.cryptoki import Cryptoki
 from hsmkme.hsm.faults import translated
 from hsmkme.hsm.module import load_module
-from hsmkme.hsm.session import PinSource, Sessions, TokenAddress, find_token
+from hsmkme.hsm.session import PinSource, Sessions, TokenAddress, find_token, login_turn
 from hsmkme.hsm.token import AUDIT_LABEL, DIGEST_LABEL, check_value, master_label
 
 _SHOWN: Final = (
@@ -38,7 +38,7 @@ def initialise_token(address: TokenAddress, so_pin: PinSource, user_pin: PinSour
 
     Refuses if a token of that label exists: initialising erases.
     """
-    with translated("initialising the token"):
+    with login_turn(address), translated("initialising the token"):
         module = load_module(address)
         cryptoki = Cryptoki(str(address.module))
         slot = _free_slot(module, address.label)
@@ -75,7 +75,7 @@ class Officer:
 
     def describe_token(self) -> Evidence:
         """Which token this is, as it says of itself."""
-        with self._sessions.lane() as lane, translated("reading the token"):
+        with translated("reading the token"), self._sessions.lane() as lane:
             token = lane.session.token
             return {
                 "label": token.label,
@@ -87,7 +87,7 @@ class Officer:
 
     def make_master(self, epoch: int) -> Evidence:
         """Generate the master key of ``epoch``."""
-        with self._sessions.lane() as lane, translated(f"making {master_label(epoch)}"):
+        with translated(f"making {master_label(epoch)}"), self._sessions.lane() as lane:
             self._refuse_existing(lane.session, master_label(epoch))
             key = lane.session.generate_key(
                 KeyType.AES,
@@ -103,7 +103,7 @@ class Officer:
 
     def make_digest_key(self) -> Evidence:
         """Generate the HMAC key that finds bytes deposited twice."""
-        with self._sessions.lane() as lane, translated("making the digest key"):
+        with translated("making the digest key"), self._sessions.lane() as lane:
             self._refuse_existing(lane.session, DIGEST_LABEL)
             key = lane.session.generate_key(
                 KeyType.GENERIC_SECRET,
@@ -118,7 +118,7 @@ class Officer:
 
     def make_audit_key(self) -> Evidence:
         """Generate the EC P-256 pair that signs seals of the audit log."""
-        with self._sessions.lane() as lane, translated("making the audit key"):
+        with translated("making the audit key"), self._sessions.lane() as lane:
             self._refuse_existing(lane.session, AUDIT_LABEL)
             curve = {Attribute.EC_PARAMS: encode_named_curve_parameters("secp256r1")}
             domain = lane.session.create_domain_parameters(KeyType.EC, curve, local=True)

@@ -12,6 +12,7 @@ from typing import Final
 
 from pkcs11 import GCMParams
 
+from hsmkme.errors import TokenUnavailable
 from hsmkme.model import BlockSeal, RawBlock, SealedBlock, segment_bytes
 
 _HEADER: Final = struct.Struct(">BBBI")
@@ -60,8 +61,8 @@ def slices(sealed: bytes, key_bits: int) -> list[bytes]:
 
 
 def sealed_block(block: RawBlock, epoch: int, wrapped_key: bytes, segments: bytes, digest: bytes) -> SealedBlock:
-    """A sealed block, its parts checked for length."""
+    """A sealed block, its parts checked for length; raises `TokenUnavailable` if one is wrong."""
     if len(wrapped_key) != WRAPPED_KEY_BYTES or len(segments) != block.key_count * segment_bytes(block.key_bits):
-        raise ValueError("the token returned a blob of the wrong length")
+        raise TokenUnavailable("the token returned a blob of the wrong length")
     seal = BlockSeal(block.name, epoch, block.key_bits, with_header(epoch, wrapped_key))
     return SealedBlock(seal, block.key_count, segments, digest)

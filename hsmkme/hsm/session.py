@@ -13,11 +13,10 @@ from __future__ import annotations
 import fcntl
 import os
 import queue
-import tempfile
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -34,8 +33,16 @@ from hsmkme.hsm.templates import mapper
 LANE_WAIT_SECONDS: Final = 10.0
 """How long a caller waits for a lane: a C call cannot be cancelled, so what waits on it is bounded."""
 
-# The module's state belongs to the process, so the lock that guards it does too.
-_PROCESS_LOCK: Final = threading.RLock()
+
+class _Module:
+    """The module's state belongs to the process, so what guards it does too.
+
+    ``starts`` counts how often it was initialised anew: handles of before may name other objects since.
+    """
+
+    lock: Any = threading.RLock()
+    starts = 0
+
 
 PinSource = Callable[[], str]
 """Gives the PIN when it is needed; the PIN itself is never kept."""
@@ -61,7 +68,6 @@ class Lane:
     """A session and what was reached through it."""
 
     session: Any
-    generation: int
     objects: dict[str, Any] = field(default_factory=dict)
     block_keys: OrderedDict[bytes, Any] = field(default_factory=OrderedDict)
 
@@ -74,41 +80,61 @@ class Sessions:
         self._pin = pin
         self._writable = writable
         self._pid = os.getpid()
-        self._gate: AbstractContextManager[Any] = (
-            _PROCESS_LOCK if address.profile.locking == "serial" else nullcontext()
-        )
         self._lanes: queue.LifoQueue[Lane] = queue.LifoQueue()
+        self._lanes_open = 0
         self._anchor: Any = None
+        self._started = _Module.starts
         self._resetting = threading.Lock()
         self.generation = 0
-        with self._gate, translated("opening the token"):
+        with self._module_turn(), login_turn(address), translated("opening the token"):
             self._module = load_module(address)
             self.cryptoki = Cryptoki(str(address.module))
             self._log_in()
 
     def _log_in(self) -> None:
         token = find_token(self._module, self.address)
-        with _login_turn(self.address):
-            self._anchor = token.open(rw=self._writable, user_pin=self._pin(), attribute_mapper=mapper())
+        self._started = _Module.starts
+        self._anchor = token.open(rw=self._writable, user_pin=self._pin(), attribute_mapper=mapper())
         for _ in range(self.address.profile.max_sessions):
-            session = token.open(rw=self._writable, attribute_mapper=mapper())
-            self._lanes.put(Lane(session, self.generation))
+            self._lanes.put(Lane(token.open(rw=self._writable, attribute_mapper=mapper())))
+            self._lanes_open += 1
 
     @contextmanager
     def lane(self) -> Iterator[Lane]:
-        """A lane for the caller alone. Raises `TokenUnavailable` when none becomes free in time."""
-        if os.getpid() != self._pid:
-            raise TokenMisuse("the token was opened before this process forked; open it after the fork")
-        with self._gate:
-            try:
-                lane = self._lanes.get(timeout=LANE_WAIT_SECONDS)
-            except queue.Empty:
-                raise TokenUnavailable("every session of the token is busy", retry_after=1) from None
+        """A lane for the caller alone.
+
+        Raises `TokenUnavailable` when none becomes free in time, ``SessionClosed`` when handles were lost.
+        """
+        with self._module_turn():
+            if self._started != _Module.starts:
+                raise pkcs11.SessionClosed("another login of this process initialised the module anew")
+            lane = self._free_lane()
             try:
                 yield lane
             finally:
-                if lane.generation == self.generation:
-                    self._lanes.put(lane)
+                self._lanes.put(lane)
+
+    def _free_lane(self) -> Lane:
+        try:
+            return self._lanes.get(timeout=LANE_WAIT_SECONDS if self._lanes_open else 0)
+        except queue.Empty:
+            doing = "busy" if self._lanes_open else "logged out"
+            raise TokenUnavailable(f"every session of the token is {doing}", retry_after=1) from None
+
+    @contextmanager
+    def _module_turn(self) -> Iterator[None]:
+        """The module for this thread alone, if the profile says that it cannot serve several."""
+        if os.getpid() != self._pid:
+            raise TokenMisuse("the token was opened before this process forked; open it after the fork")
+        if self.address.profile.locking == "parallel":
+            yield
+            return
+        if not _Module.lock.acquire(timeout=LANE_WAIT_SECONDS):
+            raise TokenUnavailable("the token is busy", retry_after=1)
+        try:
+            yield
+        finally:
+            _Module.lock.release()
 
     def reset(self, failed_generation: int, *, hard: bool) -> None:
         """Forget every handle and log in again; once for all who saw the failure.
@@ -116,28 +142,42 @@ class Sessions:
         ``hard`` initialises the whole module anew, which other logins of this process survive by a reset of
         their own: for a device that failed, not for handles that were lost. Not to be called inside `lane`.
         """
-        with self._gate, self._resetting, translated("opening the token again"):
+        with self._module_turn(), self._resetting:
             if self.generation != failed_generation:
                 return
-            self.generation += 1
-            self._let_go()
-            if hard or not self._module_is_initialised():
-                self._module.reinitialize()
-            self._log_in()
+            with login_turn(self.address), translated("opening the token again"):
+                self._let_go()
+                self.generation += 1
+                if hard or not self._module_is_initialised():
+                    self._initialise_again()
+                self._log_in()
 
     def close(self) -> None:
         """Log out. The module stays initialised: other tokens of this process may be in use."""
-        with self._gate:
-            self._let_go()
+        if os.getpid() == self._pid:  # a child that forked has nothing of its own to close
+            with self._module_turn(), self._resetting:
+                self._let_go()
 
     def _let_go(self) -> None:
-        """Close what can be closed; what cannot is gone already."""
-        lanes = []
-        while not self._lanes.empty():
-            lanes.append(self._lanes.get_nowait().session)
-        for session in (*lanes, self._anchor):
+        """Close every session once nobody uses it; what cannot be closed is gone already."""
+        while self._lanes_open:
+            lane = self._free_lane()
+            self._lanes_open -= 1
+            self._close(lane.session)
+        if self._anchor is not None:
+            self._close(self._anchor)
+            self._anchor = None
+
+    def _close(self, session: Any) -> None:
+        if self._started == _Module.starts:  # else the handle may be of somebody else's session by now
             with suppress(pkcs11.PKCS11Error):
                 session.close()
+
+    def _initialise_again(self) -> None:
+        with suppress(pkcs11.PKCS11Error):
+            self._module.finalize()  # somebody may have done it before us
+        _Module.starts += 1
+        self._module.initialize()
 
     def _module_is_initialised(self) -> bool:
         try:
@@ -163,12 +203,21 @@ def find_token(module: Any, address: TokenAddress) -> Any:
 
 
 @contextmanager
-def _login_turn(address: TokenAddress) -> Iterator[None]:
-    """One process logs in at a time: SoftHSM refuses logins that meet."""
-    path = Path(tempfile.gettempdir()) / f"hsmkme-login-{os.getuid()}-{address.label.replace('/', '_')}.lock"
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+def login_turn(address: TokenAddress) -> Iterator[None]:
+    """One process initialises and logs in at a time.
+
+    A login on SoftHSM rewrites the token's file in place: who reads it meanwhile finds no token, and two who
+    write it can leave it empty, the token lost. The lock is on a file that every user of the token reads,
+    whatever their user ID and their temporary directory.
+    """
+    path = address.softhsm_conf or address.module
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise OperatorFault(f"{path} cannot be read: {error.strerror}") from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
+        fcntl.flock(descriptor, fcntl.LOCK_UN)  # closing alone would not free it while a forked child has it too
         os.close(descriptor)

@@ -65,13 +65,13 @@ DIGEST: Final[Template] = {
 }
 
 AUDIT_PRIVATE: Final[Template] = {
-    **{capability: capability is A.SIGN for capability in (A.DECRYPT, A.UNWRAP, A.SIGN, A.DERIVE)},
+    **{capability: capability is A.SIGN for capability in (A.DECRYPT, A.UNWRAP, A.SIGN, A.SIGN_RECOVER, A.DERIVE)},
     **_secret(token=True, extractable=False),
     A.ALLOWED_MECHANISMS: (Mechanism.ECDSA,),
 }
 
 AUDIT_PUBLIC: Final[Template] = {
-    **{capability: capability is A.VERIFY for capability in (A.ENCRYPT, A.WRAP, A.VERIFY)},
+    **{capability: capability is A.VERIFY for capability in (A.ENCRYPT, A.WRAP, A.VERIFY, A.VERIFY_RECOVER, A.DERIVE)},
     A.TOKEN: True,
     A.PRIVATE: False,
     A.MODIFIABLE: False,

@@ -18,8 +18,9 @@ from pkcs11 import Attribute, KeyType, MechanismFlag, ObjectClass
 from pkcs11.mechanisms import Mechanism
 from pkcs11.util.ec import encode_ec_public_key
 
-from hsmkme.errors import OperatorFault, RecordFault, TokenUnavailable
+from hsmkme.errors import OperatorFault, RecordFault, TokenError, TokenUnavailable
 from hsmkme.hsm import sealing, templates
+from hsmkme.hsm.cryptoki import CryptokiError
 from hsmkme.hsm.faults import Fault, fault_of, outward
 from hsmkme.hsm.session import Lane, PinSource, Sessions, TokenAddress
 from hsmkme.model import (
@@ -69,7 +70,7 @@ class Token:
         self._block_keys = block_keys
         self._clock = clock
         self._down_until: float | None = None
-        self._stopped: OperatorFault | None = None
+        self._stopped: str | None = None
         self._answered_at: float | None = None
 
     def close(self) -> None:
@@ -146,7 +147,7 @@ class Token:
                 result = verb(lane)
             self._answered_at = self._clock()
             return result
-        except pkcs11.PKCS11Error as error:
+        except (pkcs11.PKCS11Error, CryptokiError) as error:
             match fault_of(error):
                 case Fault.SESSION:
                     raise _HandlesLostError(str(type(error).__name__)) from error
@@ -162,7 +163,7 @@ class Token:
 
     def _recover_if_due(self, doing: str) -> None:
         if self._stopped is not None:
-            raise self._stopped
+            raise OperatorFault(self._stopped)
         if self._down_until is None:
             return
         if self._clock() < self._down_until:
@@ -174,9 +175,9 @@ class Token:
         try:
             self._sessions.reset(generation, hard=hard)
         except OperatorFault as fault:
-            self._stopped = fault  # a login is never tried twice with a PIN the token refused
+            self._stopped = str(fault)  # a login is never tried twice with a PIN the token refused
             raise
-        except TokenUnavailable:
+        except TokenError:
             self._down_until = self._clock() + PAUSE_SECONDS
             raise
 
@@ -255,13 +256,13 @@ class Token:
 
     def _opening_key(self, lane: Lane, seal: BlockSeal) -> Any:
         """The block key as a session object that only decrypts; unwrapped once, then kept while in use."""
+        wrapped_key = sealing.wrapped_key_of(seal)
+        if wrapped_key is None:
+            raise RecordFault(seal.name.link_id, seal.name.block_id)
         cached = lane.block_keys.get(seal.wrapped)
         if cached is not None:
             lane.block_keys.move_to_end(seal.wrapped)
             return cached
-        wrapped_key = sealing.wrapped_key_of(seal)
-        if wrapped_key is None:
-            raise RecordFault(seal.name.link_id, seal.name.block_id)
         block_key = self._master(lane, seal.epoch).unwrap_key(
             ObjectClass.SECRET_KEY,
             KeyType.AES,
@@ -299,6 +300,7 @@ class _HandlesLostError(Exception):
 
 def find_object(session: Any, label: str, kind: ObjectClass) -> Any:
     """The one token object with this label and class; none or several is for an operator to solve."""
+    session.generate_random(8)  # a lost session says so here; a search in one would fail while being tidied up too
     found = list(session.get_objects({Attribute.LABEL: label, Attribute.CLASS: kind, Attribute.TOKEN: True}))
     if not found:
         raise OperatorFault(f"the token has no {kind.name} labelled {label!r}: run the ceremony that makes it")
