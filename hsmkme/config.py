@@ -105,6 +105,7 @@ class KeysSection(_Section):
     max_key_count: Positive = 1_000_000
     block_keys: Positive = 128
     uncollected_seconds: Positive = 86400
+    idempotency_seconds: Annotated[int, Field(ge=0, le=300)] = 0
 
 
 class FairUseSection(_Section):

@@ -14,7 +14,7 @@ from uuid import UUID
 from hsmkme.audit import export_digest, export_header, export_lines, seal_digest, signed_header, timestamp
 from hsmkme.errors import AuditBroken, OperatorFault, RecordFault, StoreError, TokenError
 from hsmkme.hsm.token import Token
-from hsmkme.model import BlockName, Clock, Demand, Entry, HeldKey, OpenKey, RawBlock, Seal, SealedKey
+from hsmkme.model import BlockName, Clock, Demand, Entry, HeldKey, OpenKey, RawBlock, Retry, Seal, SealedKey
 from hsmkme.states import BlockState, EpochState
 from hsmkme.store import Outcome, Store
 
@@ -52,7 +52,7 @@ class Custody:
         sealed = self._token.seal(block, self._epoch)
         return self._store.blocks.deposit(sealed, state, limit, Entry("block.deposit", actor))
 
-    def release(self, demand: Demand, actor: str) -> list[OpenKey]:
+    def release(self, demand: Demand, actor: str, retry: Retry | None = None) -> list[OpenKey]:
         """Claim keys for a relation and open them for its master.
 
         Durable writes: 1. one commit with cursors, key rows and audit row; the keys count as delivered from
@@ -60,7 +60,7 @@ class Custody:
         The token answers before anything is claimed, so that a failing token burns none.
         """
         self._token.prove_if_idle(self._epoch)
-        keys = self._store.blocks.claim(demand, Entry("key.deliver", actor))
+        keys = self._store.blocks.claim(demand, Entry("key.deliver", actor), retry)
         try:
             return self._token.open(keys)
         except TokenError as error:
@@ -71,7 +71,9 @@ class Custody:
         """What is known of claimed keys."""
         return self._store.keys.held(key_ids)
 
-    def collect(self, slave: str, keys: Sequence[SealedKey], actor: str) -> list[OpenKey]:
+    def collect(
+        self, slave: str, keys: Sequence[SealedKey], actor: str, retry: Retry | None = None, keep_seconds: int = 0
+    ) -> list[OpenKey]:
         """Open keys for one slave of their relation.
 
         The token opens them first, so that a failing token costs the slave nothing; they are handed out
@@ -83,7 +85,16 @@ class Custody:
         except RecordFault as fault:
             self._quarantine(fault, actor)
             raise
-        self._store.keys.collect(slave, [key.key_id for key in keys], Entry("key.collect", actor))
+        self._store.keys.collect(slave, [key.key_id for key in keys], Entry("key.collect", actor), retry, keep_seconds)
+        return opened
+
+    def repeat(self, keys: Sequence[SealedKey], actor: str) -> list[OpenKey]:
+        """Open keys for a request that was answered with them before.
+
+        Durable writes: one commit with the audit row, before they are handed out. No key changes its state.
+        """
+        opened = self._token.open(keys)
+        self._store.log.append(Entry("key.repeat", actor, {"key_IDs": [str(key.key_id) for key in keys]}))
         return opened
 
     def _burn(self, keys: Sequence[SealedKey], error: TokenError) -> None:

@@ -18,6 +18,7 @@
     │   ├── StoreUnavailable           disk full, read-only, locked: may heal by itself
     │   ├── PoolShort                  fewer keys than a claim wants; nothing was claimed
     │   ├── KeyNotHeld                 a key is not what it was when it was looked up
+    │   ├── AnsweredAlready            a request with this Idempotency-Key was answered meanwhile
     │   ├── StoreSchema                needs `hsmkme migrate`, or is newer than this code
     │   └── IllegalTransition          the database refused a state change
     ├── TokenError
@@ -124,6 +125,10 @@ class PoolShort(StoreError):
 
 class KeyNotHeld(StoreError):
     """A key changed between being looked up and being collected; nothing was collected."""
+
+
+class AnsweredAlready(StoreError):
+    """Another request with the same Idempotency-Key was answered first; nothing was claimed or collected."""
 
 
 class StoreSchema(StoreError):

@@ -6,6 +6,7 @@ consumes none; refusals that an auditor wants to see are written to the log.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 import os
@@ -18,17 +19,20 @@ from hsmkme import policy
 from hsmkme.config import KeysSection
 from hsmkme.custody import Custody
 from hsmkme.errors import (
+    AnsweredAlready,
     BadRequest,
     KeyNotHeld,
     NotEnoughKeys,
+    NotEntitled,
     PoolShort,
     RecordFault,
     RequestRefused,
     TokenUnavailable,
 )
 from hsmkme.fairuse import FairUse
-from hsmkme.model import Clock, Demand, Entry, OpenKey, Relation, Sae
+from hsmkme.model import Clock, Demand, Entry, HeldKey, OpenKey, Relation, Retry, Sae
 from hsmkme.policy import KeyRequest
+from hsmkme.states import KeyState
 from hsmkme.store import Store
 
 log = logging.getLogger(__name__)
@@ -51,6 +55,14 @@ class Status:
     slave: str
     stored_key_count: int
     limits: KeysSection
+
+
+@dataclass(frozen=True, slots=True)
+class Repeatable:
+    """A request that its client may repeat: fingerprint of the client's certificate, and its Idempotency-Key."""
+
+    client: str
+    token: str
 
 
 class Kme:
@@ -88,7 +100,7 @@ class Kme:
         veins = self._store.blocks.veins(peer, self.limits.key_size)
         return Status(self.kme_id, peer, caller, slave, sum(vein.keys for vein in veins), self.limits)
 
-    def get_key(self, caller: str, slave: str, request: KeyRequest) -> list[OpenKey]:
+    def get_key(self, caller: str, slave: str, request: KeyRequest, again: Repeatable | None = None) -> list[OpenKey]:
         """Get key: fresh keys for ``caller`` as master, shared with ``slave`` and the additional slaves (§5.2)."""
         registered = self._store.registry.saes([caller, slave, *request.additional_slaves])
         policy.check_caller(caller, registered)
@@ -101,23 +113,34 @@ class Kme:
         demand = Demand(
             Relation.of(caller, slaves), peer, request.size, tuple(self._key_id() for _ in range(request.number))
         )
+        retry = self._retry(again, "enc_keys", slave, request)
+        known = self._answered(retry, caller)
+        if known is not None:
+            return known
         self._fair_use.check_quota(demand.relation, request.number)
-        keys = self._release(demand)
+        try:
+            keys = self._release(demand, retry)
+        except AnsweredAlready:
+            return self._answered(retry, caller) or []
         self._fair_use.spend(demand.relation, request.number)
         return keys
 
-    def get_key_with_ids(self, caller: str, master: str, key_ids: Sequence[UUID]) -> list[OpenKey]:
+    def get_key_with_ids(
+        self, caller: str, master: str, key_ids: Sequence[UUID], again: Repeatable | None = None
+    ) -> list[OpenKey]:
         """Get key with key IDs: the same keys for ``caller`` as slave; all of them or none (§5.3).
 
         Entitlement is decided first, over every key that exists; then whether each can be had.
         """
         try:
-            return self._collect(caller, master, key_ids)
-        except RequestRefused as refusal:
+            return self._collect(caller, master, key_ids, self._retry(again, "dec_keys", master, tuple(key_ids)))
+        except (BadRequest, NotEntitled) as refusal:
             self._record_refusal(refusal, caller, master, key_ids)
             raise
 
-    def _collect(self, caller: str, master: str, key_ids: Sequence[UUID]) -> list[OpenKey]:
+    def _collect(
+        self, caller: str, master: str, key_ids: Sequence[UUID], retry: Retry | None
+    ) -> list[OpenKey]:
         registered = self._store.registry.saes([caller, master])
         policy.check_caller(caller, registered)
         self._fair_use.admit(caller)
@@ -129,18 +152,43 @@ class Kme:
         policy.check_entitled(caller, held.values())
         policy.check_distinct(caller, master)
         policy.check_pairs([caller], registered, self._store.registry.allowed(master, [caller]))
+        known = self._answered(retry, caller)
+        if known is not None:
+            return known
         policy.check_collectable(caller, master, key_ids, held)
+        keys = [held[key_id].key for key_id in key_ids]
         try:
-            return self._custody.collect(caller, [held[key_id].key for key_id in key_ids], f"sae:{caller}")
+            return self._custody.collect(caller, keys, f"sae:{caller}", retry, self.limits.idempotency_seconds)
+        except AnsweredAlready:
+            return self._answered(retry, caller) or []
         except KeyNotHeld:
             raise BadRequest(policy.NOT_FOUND, rule="KEY-ID-2") from None
         except RecordFault:
             raise BadRequest(policy.NOT_FOUND, rule="KEY-ID-4") from None
 
-    def _release(self, demand: Demand) -> list[OpenKey]:
+    def _retry(self, again: Repeatable | None, method: str, other: str, request: object) -> Retry | None:
+        """What to remember of a request that may be repeated (point 24); None while that is switched off."""
+        if again is None or not self.limits.idempotency_seconds:
+            return None
+        digest = hashlib.sha256(repr((method, other, request)).encode()).digest()
+        return Retry(again.client, again.token, digest, self.limits.idempotency_seconds)
+
+    def _answered(self, retry: Retry | None, caller: str) -> list[OpenKey] | None:
+        """The keys that this request was answered with before; None if it was not."""
+        answer = None if retry is None else self._store.answers.find(retry, self._clock())
+        if retry is None or answer is None:
+            return None
+        if answer.request != retry.request:
+            raise BadRequest("this Idempotency-Key was used for another request", rule="KEY-IDEM-1")
+        held = self._custody.held(answer.key_ids)
+        if not all(_can_be_repeated(held.get(key_id)) for key_id in answer.key_ids):
+            raise BadRequest(policy.NOT_FOUND, rule="KEY-ID-3")
+        return self._custody.repeat([held[key_id].key for key_id in answer.key_ids], f"sae:{caller}")
+
+    def _release(self, demand: Demand, retry: Retry | None) -> list[OpenKey]:
         for _ in range(_TRIES):
             try:
-                return self._custody.release(demand, f"sae:{demand.relation.master}")
+                return self._custody.release(demand, f"sae:{demand.relation.master}", retry)
             except PoolShort as short:
                 raise NotEnoughKeys(
                     f"{short.available} of {len(demand.key_ids)} keys are available",
@@ -173,6 +221,11 @@ class Kme:
     def _record_refusal(self, refusal: RequestRefused, caller: str, master: str, key_ids: Sequence[UUID]) -> None:
         facts = {"rule": refusal.rule, "master": master, "key_IDs": [str(key_id) for key_id in key_ids]}
         self._store.log.append(Entry("refused.dec_keys", f"sae:{caller}", facts))
+
+
+def _can_be_repeated(key: HeldKey | None) -> bool:
+    """Whether a key is there still, and nothing is wrong with its block."""
+    return key is not None and key.state in (KeyState.DELIVERED, KeyState.CONSUMED) and bool(key.key.parts)
 
 
 def _retry_after(missing: int, per_second: float) -> int:

@@ -150,6 +150,17 @@ class Demand:
 
 
 @dataclass(frozen=True, slots=True)
+class Retry:
+    """A client's word that it may send this request again: its certificate, its Idempotency-Key, the digest of
+    the request, and for how many ``seconds`` the same keys are given."""
+
+    client: str
+    token: str
+    request: bytes
+    seconds: int
+
+
+@dataclass(frozen=True, slots=True)
 class HeldKey:
     """A claimed key as dec_keys sees it. ``collected`` says which of the relation's slaves have it."""
 

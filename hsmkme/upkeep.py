@@ -37,6 +37,7 @@ class Upkeep:
         self.duties = [
             Duty("seal", 1.0, self.seal),
             Duty("expire", 60.0, self.expire),
+            Duty("erase", 1.0, self.erase),
             Duty("scrub", 60.0, store.checkpoint),
         ]
 
@@ -60,6 +61,11 @@ class Upkeep:
         if unsealed >= self._config.audit.seal_rows or (unsealed and waited >= self._config.audit.seal_seconds):
             self._custody.seal_log()
             self._sealed_at = self._clock()
+
+    def erase(self) -> None:
+        """Erase consumed keys that were kept for requests that might be repeated."""
+        while self._store.keys.erase_due(Entry("key.erase", "upkeep")):
+            pass
 
     def expire(self) -> None:
         """Void keys that their slaves never collected; their bytes are erased."""

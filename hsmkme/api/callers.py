@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -55,6 +56,10 @@ class Callers:
         if len(leaf.names) != 1:
             raise NotEntitled(NOT_AUTHORISED, rule="SAE-CERT-2")
         return leaf.names[0]
+
+    def fingerprint(self, environ: Mapping[str, Any]) -> str:
+        """SHA-256 of the request's certificate, hex: who may repeat a request."""
+        return hashlib.sha256(self._certificates.of(environ)).hexdigest()
 
     def _read(self, der: bytes) -> _Leaf:
         certificate = x509.load_der_x509_certificate(der)

@@ -12,6 +12,7 @@ from urllib.parse import parse_qsl, unquote_to_bytes
 from uuid import UUID
 
 from flask import Request
+from werkzeug.exceptions import RequestEntityTooLarge
 
 from hsmkme.config import KeysSection
 from hsmkme.errors import BadRequest
@@ -26,6 +27,7 @@ _KEY_REQUEST: Final = frozenset(
 )
 _KEY_IDS: Final = frozenset({"key_IDs", "key_IDs_extension"})
 _KEY_ID: Final = frozenset({"key_ID", "key_ID_extension"})
+_TOKEN: Final = re.compile(r"[\x21-\x7e]{1,255}")
 _UUID: Final = re.compile(r"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
 _BAD_ESCAPE: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _INTEGER: Final = re.compile(r"-?[0-9]{1,18}")
@@ -60,6 +62,14 @@ def _unquoted(segment: str) -> str:
 
 def _is_sae_id(value: object) -> bool:
     return isinstance(value, str) and bool(value.strip()) and value.isprintable()
+
+
+def idempotency_key(request: Request) -> str | None:
+    """The Idempotency-Key of a request, if it has one; what an SAE does not repeat needs none (point 24)."""
+    token = request.headers.get("Idempotency-Key")
+    if token is not None and not _TOKEN.fullmatch(token):
+        raise BadRequest("an Idempotency-Key has from 1 to 255 visible ASCII characters", rule="REQ-IDEM-1")
+    return token
 
 
 class Reading:
@@ -110,7 +120,7 @@ class Reading:
 
     def _body(self, request: Request, known: Collection[str]) -> dict[str, Any]:
         """The JSON object in the body of a POST; an empty body, and whatever a GET carries, is an empty object."""
-        data = b"" if request.method == "GET" else request.get_data(cache=False)
+        data = b"" if request.method == "GET" else _data(request)
         if not data:
             return {}
         if request.mimetype != "application/json":
@@ -143,6 +153,14 @@ def _query(request: Request, names: Iterable[str]) -> dict[str, str]:
             raise BadRequest(f"{name} is given twice", rule="REQ-QUERY-1")
         found[name] = value
     return found
+
+
+def _data(request: Request) -> bytes:
+    try:
+        return request.get_data(cache=False)
+    except RequestEntityTooLarge:
+        message = f"the body is longer than {request.max_content_length} bytes"
+        raise RequestEntityTooLarge(message) from None
 
 
 def _parsed(data: bytes) -> Any:

@@ -12,7 +12,7 @@ from hsmkme.api import requests
 from hsmkme.api.callers import Callers
 from hsmkme.api.problems import answer
 from hsmkme.errors import BadRequest
-from hsmkme.kme import Kme, Status
+from hsmkme.kme import Kme, Repeatable, Status
 from hsmkme.model import OpenKey
 
 
@@ -30,13 +30,20 @@ def serve(app: Flask, kme: Kme, callers: Callers) -> None:
             return None
         caller = callers.of(request.environ)
         try:
-            return answer(_called(kme, reading, caller, path))
+            return answer(_called(kme, reading, caller, path, _again(callers)))
         except BadRequest:
             kme.admit(caller)  # a stranger learns that it is one, and nothing of what is wrong with its request
             raise
 
 
-def _called(kme: Kme, reading: requests.Reading, caller: str, path: str) -> dict[str, object]:
+def _again(callers: Callers) -> Repeatable | None:
+    token = requests.idempotency_key(request)
+    return None if token is None else Repeatable(callers.fingerprint(request.environ), token)
+
+
+def _called(
+    kme: Kme, reading: requests.Reading, caller: str, path: str, again: Repeatable | None
+) -> dict[str, object]:
     target = requests.target_of(path)
     if target is None:
         abort(404, description=f"no such method: {', '.join(requests.METHODS)} exist")
@@ -45,8 +52,8 @@ def _called(kme: Kme, reading: requests.Reading, caller: str, path: str) -> dict
     if method == "status":
         return _status(kme.status(caller, sae_id))
     if method == "enc_keys":
-        return _container(kme.get_key(caller, sae_id, reading.key_request(request)))
-    return _container(kme.get_key_with_ids(caller, sae_id, reading.key_ids(request)))
+        return _container(kme.get_key(caller, sae_id, reading.key_request(request), again))
+    return _container(kme.get_key_with_ids(caller, sae_id, reading.key_ids(request), again))
 
 
 def _allow(method: str) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from hsmkme.model import Clock
 from hsmkme.store import schema
+from hsmkme.store.answers import Answer, Answers
 from hsmkme.store.blocks import Blocks, Outcome, Vein
 from hsmkme.store.database import Chain, Database, connect, spoken, turn
 from hsmkme.store.keys import Keys
@@ -13,7 +14,7 @@ from hsmkme.store.log import Log
 from hsmkme.store.registry import Registry
 from hsmkme.store.views import Views
 
-__all__ = ["Blocks", "Chain", "Keys", "Log", "Outcome", "Registry", "Store", "Vein", "Views"]
+__all__ = ["Answer", "Answers", "Blocks", "Chain", "Keys", "Log", "Outcome", "Registry", "Store", "Vein", "Views"]
 
 
 class Store:
@@ -25,6 +26,7 @@ class Store:
         self.keys = Keys(self._database)
         self.registry = Registry(self._database)
         self.log = Log(self._database)
+        self.answers = Answers(self._database)
         self.views = Views(self._database)
 
     def checkpoint(self) -> None:

@@ -11,8 +11,20 @@ from typing import Final
 from uuid import UUID
 
 from hsmkme.errors import BlockConflict, BlockReplayed, PoolFull, PoolShort
-from hsmkme.model import BlockName, BlockSeal, Demand, Entry, Part, Relation, SealedBlock, SealedKey, segment_bytes
+from hsmkme.model import (
+    BlockName,
+    BlockSeal,
+    Demand,
+    Entry,
+    Part,
+    Relation,
+    Retry,
+    SealedBlock,
+    SealedKey,
+    segment_bytes,
+)
 from hsmkme.states import BlockState, KeyState
+from hsmkme.store.answers import remember
 from hsmkme.store.database import Database, Transaction
 
 _RATE_WINDOW: Final = 16
@@ -88,11 +100,11 @@ class Blocks:
                 transaction.append(Entry("alarm.block-replayed", entry.actor, replayed.facts))
         raise _refusal(name, clash)
 
-    def claim(self, demand: Demand, entry: Entry) -> list[SealedKey]:
+    def claim(self, demand: Demand, entry: Entry, retry: Retry | None = None) -> list[SealedKey]:
         """Take keys for ``demand`` and mark them delivered; all of them or, by `PoolShort`, none.
 
-        Writes, in one commit: cursors of the blocks, a row for each key, audit row. After it the keys
-        count as delivered, whatever happens to the caller.
+        Writes, in one commit: cursors of the blocks, a row for each key, the answer if there may be a
+        ``retry``, audit row. After it the keys count as delivered, whatever happens to the caller.
         """
         with self._database.write() as transaction:
             keys: list[SealedKey] = []
@@ -110,6 +122,8 @@ class Blocks:
                 "INSERT INTO key (key_id, relation_id, state, size, parts, claimed_at) VALUES (?, ?, ?, ?, ?, ?)",
                 [(k.bytes, relation_id, KeyState.DELIVERED.value, demand.size, p, now) for k, p in rows],
             )
+            if retry is not None:
+                remember(transaction, retry, demand.key_ids)
             transaction.append(_claimed(entry, demand, keys))
             return keys
 

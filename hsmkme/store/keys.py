@@ -11,8 +11,9 @@ from typing import Final
 from uuid import UUID
 
 from hsmkme.errors import KeyNotHeld, StoreError
-from hsmkme.model import BlockName, BlockSeal, Entry, HeldKey, Part, Relation, SealedKey, segment_bytes
+from hsmkme.model import BlockName, BlockSeal, Entry, HeldKey, Part, Relation, Retry, SealedKey, segment_bytes
 from hsmkme.states import BlockState, KeyState
+from hsmkme.store.answers import forget, remember
 from hsmkme.store.database import Database, Transaction
 
 _CHUNK: Final = 500
@@ -47,16 +48,19 @@ class Keys:
         """Those of ``key_ids`` that exist, with their sealed parts while they have any. Reads only."""
         with self._database.read() as connection:
             rows = _rows(connection, key_ids)
-            live = [row for row in rows if row.state == KeyState.DELIVERED]
-            blocks = _blocks(connection, {place[0] for row in live for place in row.places})
-        return {row.key_id: _held(row, blocks) for row in rows}
+            live = {row.key_id: row for row in rows if row.state == KeyState.DELIVERED or _is_kept(connection, row)}
+            blocks = _blocks(connection, {place[0] for row in live.values() for place in row.places})
+        return {row.key_id: _held(row, blocks if row.key_id in live else {}) for row in rows}
 
-    def collect(self, slave: str, key_ids: Sequence[UUID], entry: Entry) -> None:
-        """Mark keys collected by ``slave``; those that every slave now has are consumed and erased.
+    def collect(
+        self, slave: str, key_ids: Sequence[UUID], entry: Entry, retry: Retry | None = None, keep_seconds: int = 0
+    ) -> None:
+        """Mark keys collected by ``slave``; those that every slave now has are consumed, and erased.
 
-        Writes, in one commit: the keys' rows, zeros over consumed segments, audit row. All or none:
-        raises `KeyNotHeld` if any was collected by this slave, or ended, or its block frozen, since it
-        was looked up, or is not for this slave.
+        With ``keep_seconds`` they are erased that much later, for requests that are repeated. Writes, in one
+        commit: the keys' rows, zeros over consumed segments, the answer if there may be a ``retry``, audit
+        row. All or none: raises `KeyNotHeld` if any was collected by this slave, or ended, or its block
+        frozen, since it was looked up, or is not for this slave.
         """
         with self._database.write() as transaction:
             rows = _rows(transaction.connection, key_ids)
@@ -70,7 +74,14 @@ class Keys:
             if len(rows) != len(key_ids) or cursor.rowcount != len(key_ids):
                 raise KeyNotHeld("a key was collected or ended a moment ago")
             consumed = [r for r, m in zip(rows, moved, strict=True) if m["state"] == KeyState.CONSUMED]
-            _erase(transaction, [place for row in consumed for place in row.places])
+            if keep_seconds:
+                due = transaction.now() + keep_seconds
+                kept = [(row.key_id.bytes, due) for row in consumed]
+                transaction.executemany("INSERT INTO erase_later VALUES (?, ?)", kept)
+            else:
+                _erase(transaction, [place for row in consumed for place in row.places])
+            if retry is not None:
+                remember(transaction, retry, key_ids)
             transaction.append(
                 entry.knowing(
                     key_IDs=[str(key_id) for key_id in key_ids],
@@ -96,6 +107,33 @@ class Keys:
             ).fetchall()
             rows = _rows(transaction.connection, [UUID(bytes=key_id) for (key_id,) in found])
             return len(_void(transaction, rows, entry))
+
+    def erase_due(self, entry: Entry, limit: int = _CHUNK) -> int:
+        """Erase up to ``limit`` consumed keys whose time to be asked for again is over; returns how many.
+
+        Writes, in one commit: zeros over their segments, answers that are over, audit row.
+        """
+        with self._database.write() as transaction:
+            due = transaction.execute(
+                "DELETE FROM erase_later WHERE key_id IN (SELECT key_id FROM erase_later WHERE due <= ? LIMIT ?)"
+                " RETURNING key_id",
+                (transaction.now(), limit),
+            ).fetchall()
+            if not due:
+                return 0
+            rows = _rows(transaction.connection, [UUID(bytes=key_id) for (key_id,) in due])
+            _erase(transaction, [place for row in rows for place in row.places])
+            forget(transaction)
+            transaction.append(entry.knowing(key_IDs=[str(row.key_id) for row in rows]))
+            return len(rows)
+
+
+def _is_kept(connection: sqlite3.Connection, row: _Row) -> bool:
+    """Whether a consumed key is not erased yet."""
+    statement = "SELECT 1 FROM erase_later WHERE key_id = ?"
+    return (
+        row.state == KeyState.CONSUMED and connection.execute(statement, (row.key_id.bytes,)).fetchone() is not None
+    )
 
 
 def _rows(connection: sqlite3.Connection, key_ids: Sequence[UUID]) -> list[_Row]:
@@ -138,7 +176,7 @@ def _blocks(connection: sqlite3.Connection, block_pks: Iterable[int]) -> dict[in
 
 def _held(row: _Row, blocks: dict[int, tuple[BlockSeal, str, bytes]]) -> HeldKey:
     state, parts = row.state, []
-    for block_pk, first, count in row.places if state == KeyState.DELIVERED else []:
+    for block_pk, first, count in row.places if blocks else []:
         seal, block_state, sealed = blocks[block_pk]
         if block_state in _BARRED:
             state = block_state

@@ -77,6 +77,23 @@ CREATE TABLE key (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX uncollected ON key(claimed_at) WHERE state IN ('assigning','assigned','delivered');
 
+-- Requests with an Idempotency-Key, and the keys they were answered with (16 bytes each).
+CREATE TABLE answer (
+    client  TEXT NOT NULL,
+    token   TEXT NOT NULL,
+    request BLOB NOT NULL,
+    key_ids BLOB NOT NULL,
+    until   INTEGER NOT NULL,
+    PRIMARY KEY (client, token)
+) STRICT, WITHOUT ROWID;
+
+-- Consumed keys whose segments stay until nobody can ask for the same answer again.
+CREATE TABLE erase_later (
+    key_id BLOB PRIMARY KEY REFERENCES key,
+    due    INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE INDEX erase_due ON erase_later(due);
+
 CREATE TABLE sae (
     sae_id  TEXT PRIMARY KEY CHECK (length(sae_id) > 0),
     kme_id  TEXT NOT NULL,
