@@ -13,7 +13,6 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,92 +26,27 @@ from hsmkme.audit import AuditChain, canonical, row_hash
 from hsmkme.custody import Custody
 from hsmkme.errors import AuditBroken, BlockConflict
 from hsmkme.hsm import Token, TokenAddress
-from hsmkme.model import BlockName, Demand, Entry, KeyMaterial, Link, RawBlock, Relation
+from hsmkme.model import BlockName, Demand, Entry, KeyMaterial, RawBlock, Relation
 from hsmkme.states import BlockState
 from hsmkme.store import Store, migrate
 from hsmkme.upkeep import Upkeep
 from tests.conftest import PIN, FakeClock
 from tests.exercise_store import demand_for, make_block
-from tests.processes import Done, hsmkme, script
+from tests.processes import Done, script
+from tests.sites import Site, make_site
 
 ROWS, SEALED = 20, (8, 16)
-ODD_SAES = ("next\u2028line\u0085", "quote\"'\\slash", "key \U0001f511\U00010ffff", "tab\tnul\0\r\nline", "é e\u0301")
+ODD_SAES = ("next\u2028line\u0085", "quote\"'\\slash", "key \U0001f511\U00010ffff", "tab\tnul\0\r\nline é e\u0301")
 
-_CONFIG = """\
-kme_id = "kme-1"
-store = "store.sqlite"
-[token]
-label = "{label}"
-softhsm_conf = "{conf}"
-pin_file = "pin"
-[server]
-certificate = "cert.pem"
-key = "key.pem"
-sae_ca = "ca.pem"
-[audit]
-seal_rows = 5
-seal_seconds = 10
-[[link]]
-id = "local"
-peer = "kme-1"
-"""
-
-
-@dataclass
-class Site:
-    """A directory with a configuration and a store, whose token is the tests' own."""
-
-    directory: Path
-    token: Token
-
-    @property
-    def config(self) -> Path:
-        return self.directory / "hsmkme.toml"
-
-    @property
-    def path(self) -> Path:
-        return self.directory / "store.sqlite"
-
-    @property
-    def public_key(self) -> Path:
-        return self.directory / "audit.pem"
-
-    def open(self, clock: FakeClock) -> tuple[Store, Custody]:
-        store = Store(self.path, AuditChain(), clock)
-        return store, Custody(self.token, store, clock)
-
-    def audit_verify(self) -> Done:
-        """`hsmkme audit verify`."""
-        return hsmkme("--config", self.config, "audit", "verify")
-
-    def export(self) -> list[str]:
-        """The lines of `hsmkme audit export`."""
-        file = self.directory / "export.jsonl"
-        file.unlink(missing_ok=True)
-        done = hsmkme("--config", self.config, "audit", "export", file)
-        assert done.status == 0, done.err
-        return file.read_text(encoding="utf-8").splitlines(keepends=True)
-
-    def attack(self, *statements: str) -> None:
-        """Change the database without the service."""
-        connection = sqlite3.connect(self.path)
-        connection.create_function("row_hash", 2, row_hash)
-        connection.executescript("DROP TRIGGER log_is_append_only; DROP TRIGGER log_is_kept;")
-        for statement in statements:
-            connection.execute(statement)
-        connection.commit()
-        connection.close()
+Alone = Callable[..., Done]
 
 
 @pytest.fixture(scope="module")
 def audited(address: TokenAddress, softhsm: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """A site on which real operations happened; tests work on copies of it."""
-    directory = tmp_path_factory.mktemp("audited")
     token = Token(address, lambda: PIN)
-    site = Site(directory, token)
-    site.config.write_text(_CONFIG.format(label=address.label, conf=softhsm))
-    (directory / "pin").write_text(PIN)
-    (directory / "pin").chmod(0o400)
+    site = make_site(tmp_path_factory.mktemp("audited"), token, address.label, softhsm)
+    site.change_config("[[link]]", "[audit]\nseal_rows = 5\nseal_seconds = 10\n[[link]]")
     site.public_key.write_bytes(token.audit_public_key())
     _operate(site)
     yield site
@@ -120,12 +54,8 @@ def audited(address: TokenAddress, softhsm: Path, tmp_path_factory: pytest.TempP
 
 
 def _operate(site: Site) -> None:
-    migrate(site.path)
     clock = FakeClock()
-    store = Store(site.path, AuditChain(), clock)
-    store.registry.admit_epoch(1, site.token.check_value(1), Entry("epoch.activate", "ceremony"))
-    store.registry.admit_links([Link("local", "kme-1")], Entry("link.admit", "config"))
-    custody = Custody(site.token, store, clock)
+    store, custody = site.open(clock)
     for sae_id in ODD_SAES:
         store.registry.add_sae(sae_id, "kme-1", Entry("sae.add", f"operator:{sae_id}"))
     store.registry.allow(ODD_SAES[0], ODD_SAES[1], Entry("pair.allow", "operator"))
@@ -143,7 +73,7 @@ def _operate(site: Site) -> None:
     assert custody.seal_log()
     store.keys.void([keys[1].key_id], Entry("key.void", "kme"))
     store.keys.expire(int(clock()) + 1, Entry("key.expire", "upkeep"))
-    store.registry.revoke_sae(ODD_SAES[4], Entry("sae.revoke", "operator"))
+    store.registry.revoke_sae(ODD_SAES[3], Entry("sae.revoke", "operator"))
     store.log.append(Entry("refused.dec_keys", f"sae:{ODD_SAES[2]}", {"rule": "KEY-ID-1"}))
     assert store.log.head()[0] == ROWS
     with store.log.snapshot() as snapshot:
@@ -154,9 +84,8 @@ def _operate(site: Site) -> None:
 
 @pytest.fixture
 def site(audited: Site, tmp_path: Path) -> Site:
-    copy = tmp_path / "site"
-    shutil.copytree(audited.directory, copy)
-    return Site(copy, audited.token)
+    shutil.copytree(audited.directory, tmp_path / "site")
+    return Site(tmp_path / "site", audited.token)
 
 
 @pytest.fixture
@@ -176,7 +105,24 @@ def alone(tmp_path: Path) -> Callable[..., Done]:
     return run
 
 
-Alone = Callable[..., Done]
+def exported_from(site: Site) -> list[str]:
+    """The lines of `hsmkme audit export`."""
+    file = site.directory / "export.jsonl"
+    file.unlink(missing_ok=True)
+    done = site.hsmkme("audit", "export", file)
+    assert done.status == 0, done.err
+    return file.read_text(encoding="utf-8").splitlines(keepends=True)
+
+
+def attack_store(site: Site, *statements: str) -> None:
+    """Change the database without the service."""
+    connection = sqlite3.connect(site.path)
+    connection.create_function("row_hash", 2, row_hash)
+    connection.executescript("DROP TRIGGER log_is_append_only; DROP TRIGGER log_is_kept;")
+    for statement in statements:
+        connection.execute(statement)
+    connection.commit()
+    connection.close()
 
 
 def broken_at(done: Done) -> int:
@@ -191,9 +137,9 @@ def broken_at(done: Done) -> int:
 
 
 def test_the_log_of_real_operations_proves_itself(site: Site, alone: Alone) -> None:
-    done = site.audit_verify()
+    done = site.hsmkme("audit", "verify")
     assert (done.status, done.out) == (0, f"good    {ROWS} rows, 2 seals, sealed through row 16\n")
-    lines = site.export()
+    lines = exported_from(site)
     assert len(lines) == 1 + ROWS + 2
     done = alone(lines, site.public_key)
     assert done.status == 0
@@ -201,12 +147,12 @@ def test_the_log_of_real_operations_proves_itself(site: Site, alone: Alone) -> N
 
 
 def test_verify_tells_programs_what_it_found(site: Site) -> None:
-    report = json.loads(hsmkme("--config", site.config, "audit", "verify", "--json").out)
+    report = json.loads(site.hsmkme("audit", "verify", "--json").out)
     assert (report["good"], report["rows"], report["seals"], report["sealed_through"]) == (True, ROWS, 2, 16)
 
 
 def test_the_verifier_runs_where_hsmkme_is_not(site: Site, tmp_path: Path) -> None:
-    (tmp_path / "export.jsonl").write_text("".join(site.export()))
+    (tmp_path / "export.jsonl").write_text("".join(exported_from(site)))
     shutil.copy(str(verify.__file__), tmp_path / "verify.py")
     program = (
         "import sys, runpy\n"
@@ -219,7 +165,7 @@ def test_the_verifier_runs_where_hsmkme_is_not(site: Site, tmp_path: Path) -> No
 
 
 def test_odd_names_are_in_the_export_as_they_were_given(site: Site) -> None:
-    lines = site.export()
+    lines = exported_from(site)
     assert all(line.isascii() for line in lines)
     rows = [json.loads(json.loads(line)["row"]) for line in lines if '"row"' in line]
     added = [row for row in rows if row["event"] == "sae.add"]
@@ -230,12 +176,12 @@ def test_odd_names_are_in_the_export_as_they_were_given(site: Site) -> None:
 def test_an_export_does_not_overwrite_a_file(site: Site) -> None:
     existing = site.directory / "export.jsonl"
     existing.write_text("precious")
-    assert hsmkme("--config", site.config, "audit", "export", existing).status == 2
+    assert site.hsmkme("audit", "export", existing).status == 2
     assert existing.read_text() == "precious"
 
 
 def test_the_printed_public_key_is_the_one_that_verifies(site: Site) -> None:
-    assert hsmkme("--config", site.config, "audit", "key").out.encode() == site.public_key.read_bytes()
+    assert site.hsmkme("audit", "key").out.encode() == site.public_key.read_bytes()
 
 
 def test_an_empty_log_proves_itself(site: Site, alone: Alone) -> None:
@@ -339,11 +285,11 @@ ATTACKS = {
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_a_change_of_the_database_is_found_at_its_row(attack: str, site: Site, alone: Alone) -> None:
     row, statements = ATTACKS[attack]
-    site.attack(*statements)
-    done = site.audit_verify()
+    attack_store(site, *statements)
+    done = site.hsmkme("audit", "verify")
     assert broken_at(done) == row, done.err
     file = site.directory / "export.jsonl"
-    exported = hsmkme("--config", site.config, "audit", "export", file)
+    exported = site.hsmkme("audit", "export", file)
     if exported.status == 0:
         assert broken_at(alone(file.read_bytes(), site.public_key)) == row
     else:  # what cannot even be exported was said to be broken
@@ -355,20 +301,20 @@ def test_a_log_cut_and_made_to_fit_throughout_is_found_by_an_older_export_alone(
     compute everything anew once no seal is left. Nothing inside the database can tell: the token signs what it is
     shown. Exports kept elsewhere can: the log may only grow from what they say.
     """
-    older = json.loads(json.loads(site.export()[0])["export"])
-    site.attack("DELETE FROM log_seal WHERE seq > 8", "DELETE FROM log WHERE seq > 10", _HEAD)
-    assert site.audit_verify().status == 0
-    newer = json.loads(json.loads(site.export()[0])["export"])
-    assert alone(site.export(), site.public_key).status == 0
+    older = json.loads(json.loads(exported_from(site)[0])["export"])
+    attack_store(site, "DELETE FROM log_seal WHERE seq > 8", "DELETE FROM log WHERE seq > 10", _HEAD)
+    assert site.hsmkme("audit", "verify").status == 0
+    newer = json.loads(json.loads(exported_from(site)[0])["export"])
+    assert alone(exported_from(site), site.public_key).status == 0
     assert newer["rows"] < older["rows"]
 
 
 def test_a_log_rewritten_after_its_seals_were_taken_is_found_by_an_older_export_alone(site: Site) -> None:
-    older = site.export()
-    site.attack("DELETE FROM log_seal", _EDIT, _RECHAIN, _HEAD)
-    done = site.audit_verify()
+    older = exported_from(site)
+    attack_store(site, "DELETE FROM log_seal", _EDIT, _RECHAIN, _HEAD)
+    done = site.hsmkme("audit", "verify")
     assert done.out == f"good    {ROWS} rows, 0 seals, sealed through row 0\n"  # what it says of seals is the hint
-    newer = site.export()
+    newer = exported_from(site)
     assert json.loads(older[-1])["hash"] != json.loads(newer[-1])["hash"]
 
 
@@ -470,7 +416,7 @@ def test_a_change_of_an_export_is_found_at_its_row(forgery: str, audited: Site, 
 @pytest.fixture(scope="module")
 def exported(audited: Site, tmp_path_factory: pytest.TempPathFactory) -> Lines:
     file = tmp_path_factory.mktemp("exported") / "export.jsonl"
-    assert hsmkme("--config", audited.config, "audit", "export", file).status == 0
+    assert audited.hsmkme("audit", "export", file).status == 0
     return file.read_text().splitlines(keepends=True)
 
 
@@ -585,7 +531,7 @@ def test_nothing_is_sealed_twice(sealing: tuple[Upkeep, Store], clock: FakeClock
 
 def test_a_log_that_was_cut_is_not_sealed_over(sealing: tuple[Upkeep, Store], site: Site, clock: FakeClock) -> None:
     upkeep, store = sealing
-    site.attack("DELETE FROM log WHERE seq > 15", _HEAD)
+    attack_store(site, "DELETE FROM log WHERE seq > 15", _HEAD)
     _, custody = site.open(clock)
     with pytest.raises(AuditBroken, match="row 20 was sealed and row 15 is the last"):
         custody.seal_log()
@@ -593,11 +539,11 @@ def test_a_log_that_was_cut_is_not_sealed_over(sealing: tuple[Upkeep, Store], si
         store.log.append(Entry("event", "tester"))
     clock.now += 100
     upkeep.tick()
-    assert broken_at(site.audit_verify()) == 16
+    assert broken_at(site.hsmkme("audit", "verify")) == 16
 
 
 def test_a_seal_made_in_the_service_is_one_that_verifies(sealing: tuple[Upkeep, Store], site: Site) -> None:
     _, store = sealing
     store.blocks.deposit(make_block(), BlockState.READY, 100, Entry("block.deposit", "test"))
-    done = site.audit_verify()
+    done = site.hsmkme("audit", "verify")
     assert done.out == f"good    {ROWS + 1} rows, 3 seals, sealed through row {ROWS}\n"
