@@ -31,6 +31,7 @@ _TOKEN: Final = re.compile(r"[\x21-\x7e]{1,255}")
 _UUID: Final = re.compile(r"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
 _BAD_ESCAPE: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _INTEGER: Final = re.compile(r"-?[0-9]{1,18}")
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _SURROGATE: Final = re.compile(r"\\u[dD][89A-Fa-f]")
 
 
@@ -56,12 +57,12 @@ def _unquoted(segment: str) -> str:
     except (ValueError, UnicodeError):
         raise BadRequest("the SAE ID in the path cannot be decoded", rule="REQ-PATH-1") from None
     if not _is_sae_id(sae_id):
-        raise BadRequest("the SAE ID in the path is blank or cannot be printed", rule="REQ-PATH-1")
+        raise BadRequest("the SAE ID in the path is blank or has control characters", rule="REQ-PATH-1")
     return sae_id
 
 
 def _is_sae_id(value: object) -> bool:
-    return isinstance(value, str) and bool(value.strip()) and value.isprintable()
+    return isinstance(value, str) and bool(value.strip()) and not _CONTROL.search(value)
 
 
 def idempotency_key(request: Request) -> str | None:

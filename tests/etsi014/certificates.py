@@ -23,18 +23,25 @@ def issue(
     names: Sequence[x509.GeneralName] = (),
     *,
     common_names: Sequence[str] = (),
+    serial_number: str | None = None,
     extension: x509.ExtensionType | None = None,
     authority: Path | None = None,
 ) -> Path:
-    """The directory of a new certificate with these SANs and CNs, of the demo's CA or of the one in ``authority``."""
+    """The directory of a new certificate with these names, of the demo's CA or of the one in ``authority``.
+
+    ``serial_number`` is the subject's attribute of that name, not the certificate's number.
+    """
     directory = authority or demo.directory / "ca"
     ca = x509.load_pem_x509_certificate((directory / "ca.pem").read_bytes())
     ca_key = serialization.load_pem_private_key((directory / "ca.key").read_bytes(), None)
     assert isinstance(ca_key, ec.EllipticCurvePrivateKey)
+    subject = [x509.NameAttribute(NameOID.COMMON_NAME, name) for name in common_names]
+    if serial_number is not None:
+        subject.append(x509.NameAttribute(NameOID.SERIAL_NUMBER, serial_number))
     key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
     builder = (
         x509.CertificateBuilder()
-        .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name) for name in common_names]))
+        .subject_name(x509.Name(subject))
         .issuer_name(ca.subject)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from cryptography import x509
 
+from hsmkme import bootstrap
+from hsmkme import config as configuration
+from hsmkme.model import Entry
 from tests.etsi014.certificates import issue
 from tests.etsi014.client import Client
 from tests.world import Demo, free_port, start_demo, until
 
-Serve = Callable[[Demo, str], AbstractContextManager[Client]]
+_NUMBERS = itertools.count(1)
 
 
 @pytest.fixture(scope="session")
@@ -31,45 +35,55 @@ def scarce(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
         yield Client(running, running.port)
 
 
+def register(demo: Demo, sae_id: str, *, slaves: Sequence[str] = (), masters: Sequence[str] = ()) -> None:
+    """Make an SAE known to a running KME, with these relations."""
+    store = bootstrap.open_store(configuration.load(demo.config))
+    store.registry.add_sae(sae_id, demo.kme["id"], Entry("sae.add", "test"))
+    for master, slave in [(sae_id, slave) for slave in slaves] + [(master, sae_id) for master in masters]:
+        store.registry.allow(master, slave, Entry("pair.allow", "test"))
+    store.close()
+
+
 @pytest.fixture(scope="session")
 def enrol(demo: Demo) -> Callable[..., Path]:
-    """Registers an SAE at the shared KME, allows its pairs, and gives the directory of its certificate."""
+    """Registers an SAE at the shared KME and gives the directory of its certificate."""
 
-    def register(sae_id: str, *, slaves: tuple[str, ...] = (), masters: tuple[str, ...] = ()) -> Path:
-        demo.cli("sae", "add", "--", sae_id)
-        for slave in slaves:
-            demo.cli("pair", "allow", "--", sae_id, slave)
-        for master in masters:
-            demo.cli("pair", "allow", "--", master, sae_id)
+    def enrol_one(sae_id: str, **relations: Sequence[str]) -> Path:
+        register(demo, sae_id, **relations)
         return issue(demo, [x509.UniformResourceIdentifier(f"urn:qkd:sae:{sae_id}")])
 
-    return register
+    return enrol_one
 
 
-@pytest.fixture(scope="session")
-def serve() -> Serve:
-    """Starts one more server on a demo's store and token, with more lines in its configuration."""
+@contextmanager
+def running(demo: Demo, command: str, lines: str, **changes: str) -> Iterator[None]:
+    """One more process on a demo's store and token, with lines of the configuration changed and others added."""
+    kept = [line for line in demo.config.read_text().splitlines() if line.partition(" ")[0] not in changes]
+    server = kept.index("[server]") + 1
+    kept[server:server] = [f"{name} = {value}" for name, value in changes.items()]
+    config = demo.config.with_name(f"variant-{next(_NUMBERS)}.toml")
+    config.write_text("\n".join([*kept, lines]))
+    with (demo.config.parent / f"{command}.log").open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "hsmkme", "--config", str(config), command],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+        )
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait(timeout=60)
 
-    @contextmanager
-    def start(demo: Demo, lines: str) -> Iterator[Client]:
-        port = free_port()
-        config = demo.config.with_name(f"variant-{port}.toml")
-        kept = [line for line in demo.config.read_text().splitlines() if not line.startswith(("bind", "workers"))]
-        server = kept.index("[server]") + 1
-        kept[server:server] = [f'bind = ["127.0.0.1:{port}"]', "workers = 1"]
-        config.write_text("\n".join([*kept, lines]))
-        command = [sys.executable, "-m", "hsmkme", "--config", str(config), "serve"]
-        with (demo.config.parent / "serve.log").open("ab") as log:
-            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-        client = Client(demo, port)
-        try:
-            until(lambda: _answers(client), 60, "the server answers")
-            yield client
-        finally:
-            process.terminate()
-            process.wait(timeout=60)
 
-    return start
+@contextmanager
+def serving(demo: Demo, lines: str, **changes: str) -> Iterator[Client]:
+    """One more server, with these changes to its configuration."""
+    client = Client(demo, free_port())
+    with running(demo, "serve", lines, bind=f'["127.0.0.1:{client.port}"]', workers="1", **changes):
+        until(lambda: _answers(client), 60, "the server answers")
+        yield client
 
 
 def _answers(client: Client) -> bool:
