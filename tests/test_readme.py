@@ -143,6 +143,18 @@ def test_a_script_of_the_readme_can_be_run(script: str) -> None:
     assert os.access(ROOT / script, os.X_OK)
 
 
+@pytest.mark.parametrize(
+    ("document", "target"),
+    [
+        (document.relative_to(ROOT).as_posix(), target)
+        for document in (ROOT / "README.md", *sorted((ROOT / "ops").rglob("*.md")))
+        for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", document.read_text())
+    ],
+)
+def test_a_link_leads_to_a_file(document: str, target: str) -> None:
+    assert ((ROOT / document).parent / target).exists()
+
+
 # Configuration
 
 _EXAMPLES = {"module_sha256": "ab" * 32, "serial": "0123456789abcdef"}
