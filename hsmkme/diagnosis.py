@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from hsmkme import bootstrap
@@ -10,6 +11,7 @@ from hsmkme import config as configuration
 from hsmkme.config import Config
 from hsmkme.errors import ConfigRefused, HsmkmeError
 from hsmkme.hsm import Token
+from hsmkme.model import Link
 from hsmkme.server.tls import check_files
 from hsmkme.store import Store
 
@@ -19,7 +21,8 @@ def findings(path: Path) -> list[str]:
     config, wrong = configuration.examine(path)
     if config is None:
         return wrong
-    return [*wrong, *check_files(config.server), *_spools(config), *_token_and_store(config)]
+    found = (*wrong, *check_files(config.server), *_spools(config), *_token_and_store(config))
+    return list(dict.fromkeys(found))
 
 
 def _spools(config: Config) -> Iterator[str]:
@@ -33,7 +36,9 @@ def _token_and_store(config: Config) -> Iterator[str]:
     token: list[Token] = []
     yield from _attempt("store", lambda: store.append(bootstrap.open_store(config)))
     if store:
-        yield from _attempt("store", lambda: _links(config, store[0]))
+        for link in config.links:
+            yield from _attempt("store", partial(_link, store[0], link))
+    yield from _attempt("token", bootstrap.pin_source(config.token.pin_file))
     yield from _attempt("token", lambda: token.append(bootstrap.open_token(config)))
     if token:
         yield from _attempt("token", lambda: token[0].audit_public_key() and None)
@@ -42,11 +47,10 @@ def _token_and_store(config: Config) -> Iterator[str]:
         token[0].close()
 
 
-def _links(config: Config, store: Store) -> None:
+def _link(store: Store, link: Link) -> None:
     known = {str(row["link"]): str(row["peer"]) for row in store.registry.pools()}
-    for link in config.links:
-        if known.get(link.link_id, link.peer) != link.peer:
-            raise ConfigRefused([f"link {link.link_id} goes to {known[link.link_id]}, not to {link.peer}"])
+    if known.get(link.link_id, link.peer) != link.peer:
+        raise ConfigRefused([f"link {link.link_id} goes to {known[link.link_id]}, not to {link.peer}"])
 
 
 def _attempt(subject: str, act: Callable[[], object]) -> Iterator[str]:
