@@ -30,13 +30,16 @@ def serve(app: Flask, kme: Kme, callers: Callers) -> None:
             return None
         caller = callers.of(request.environ)
         try:
-            return answer(_called(kme, reading, caller, path, _again(callers)))
+            return answer(_called(kme, reading, caller, path, _again(kme, callers)))
         except BadRequest:
             kme.admit(caller)  # a stranger learns that it is one, and nothing of what is wrong with its request
             raise
 
 
-def _again(callers: Callers) -> Repeatable | None:
+def _again(kme: Kme, callers: Callers) -> Repeatable | None:
+    """What makes the request repeatable; nothing where the configuration does not offer it."""
+    if not kme.limits.idempotency_seconds:
+        return None
     token = requests.idempotency_key(request)
     return None if token is None else Repeatable(callers.fingerprint(request.environ), token)
 

@@ -35,10 +35,12 @@ def scarce(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
         yield Client(running, running.port)
 
 
-def register(demo: Demo, sae_id: str, *, slaves: Sequence[str] = (), masters: Sequence[str] = ()) -> None:
-    """Make an SAE known to a running KME, with these relations."""
+def register(
+    demo: Demo, sae_id: str, *, slaves: Sequence[str] = (), masters: Sequence[str] = (), kme: str = "kme-1"
+) -> None:
+    """Make an SAE known to a running KME, with these relations; ``kme`` serves it."""
     store = bootstrap.open_store(configuration.load(demo.config))
-    store.registry.add_sae(sae_id, demo.kme["id"], Entry("sae.add", "test"))
+    store.registry.add_sae(sae_id, kme, Entry("sae.add", "test"))
     for master, slave in [(sae_id, slave) for slave in slaves] + [(master, sae_id) for master in masters]:
         store.registry.allow(master, slave, Entry("pair.allow", "test"))
     store.close()
@@ -48,8 +50,8 @@ def register(demo: Demo, sae_id: str, *, slaves: Sequence[str] = (), masters: Se
 def enrol(demo: Demo) -> Callable[..., Path]:
     """Registers an SAE at the shared KME and gives the directory of its certificate."""
 
-    def enrol_one(sae_id: str, **relations: Sequence[str]) -> Path:
-        register(demo, sae_id, **relations)
+    def enrol_one(sae_id: str, slaves: Sequence[str] = (), masters: Sequence[str] = ()) -> Path:
+        register(demo, sae_id, slaves=slaves, masters=masters)
         return issue(demo, [x509.UniformResourceIdentifier(f"urn:qkd:sae:{sae_id}")])
 
     return enrol_one

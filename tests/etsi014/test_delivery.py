@@ -11,7 +11,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from tests.etsi014.client import JSON, KEYS, Client, key_ids
-from tests.etsi014.conftest import running, serving
+from tests.etsi014.conftest import register, running, serving
 from tests.world import until
 
 ENC = "sae-2/enc_keys"
@@ -64,6 +64,14 @@ def test_point_04_too_few_keys_deliver_nothing_and_say_when_to_come_back(scarce:
     scarce.refused(503, "KEY-POOL-1", message, "sae-1", "POST", ENC, {"number": 5, "size": 4096})
     assert len(scarce.get("sae-1", f"{ENC}?number=72").key_ids) == 72
     scarce.refused(503, "KEY-POOL-1", "0 of 1 keys are available", "sae-1", "POST", ENC)
+
+
+def test_point_04_a_link_without_a_measured_rate_says_half_a_minute(scarce: Client) -> None:
+    register(scarce.demo, "far-away", masters=("sae-1",), kme="kme-2")
+    status = scarce.get("sae-1", "far-away/status").json
+    assert (status["source_KME_ID"], status["target_KME_ID"], status["stored_key_count"]) == ("kme-1", "kme-2", 0)
+    answer = scarce.refused(503, "KEY-POOL-1", "0 of 1 keys are available", "sae-1", "GET", "far-away/enc_keys")
+    assert answer.headers["Retry-After"] == "30"
 
 
 @METHODS
@@ -196,6 +204,7 @@ def test_point_24_a_retry_gets_other_keys_and_a_replay_none(kme: Client) -> None
     (first,) = kme.send("sae-1", "POST", ENC, b"{}", once).key_ids
     (second,) = kme.send("sae-1", "POST", ENC, b"{}", once).key_ids
     assert first != second
+    assert kme.send("sae-1", "POST", ENC, b"{}", {**JSON, "Idempotency-Key": "two words " * 50}).key_ids
     body = json.dumps(key_ids(first)).encode()
     assert kme.send("sae-2", "POST", DEC, body, once).key_ids == [first]
     kme.refused(400, "KEY-ID-2", NOT_FOUND, "sae-2", "POST", DEC, body, once)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.etsi014.client import JSON, KEYS, Client, ask, key_ids
+from tests.etsi014.conftest import register
 
 ENC = "sae-2/enc_keys"
 DEC = "sae-1/dec_keys"
@@ -19,11 +20,9 @@ ONCE = "additional_slave_SAE_IDs shall name each SAE once, and neither the maste
 INVALID = "the body is not valid JSON"
 TWICE = "the body has a member twice"
 UNSUPPORTED = "not all extension_mandatory parameters are supported"
-NOT_FOUND = "one or more keys specified are not found on KME"
 NO_KEY_ID = "a key_ID shall be given: one in the query or an array in the body"
 NO_KEY_IDS = "key_IDs shall be an array of at least one object with a key_ID"
 UNKNOWN_ID = "00000000-0000-4000-8000-000000000000"
-OTHER_ID = "00000000-0000-4000-8000-000000000001"
 
 NOT_INTEGERS = ["1", "", "one", 1.0, 64.0, 1.5, 1e2, True, False, None, [], [1], {}]
 NOT_INTEGERS_IN_QUERY = (
@@ -118,6 +117,12 @@ def test_point_10_additional_slaves_are_known_distinct_and_few(
     kme: Client, additional: object, rule: str, message: str
 ) -> None:
     kme.refused(400, rule, message, "sae-1", "POST", ENC, {"additional_slave_SAE_IDs": additional})
+
+
+def test_point_10_all_slaves_are_served_by_one_kme(kme: Client) -> None:
+    register(kme.demo, "far-away", masters=("sae-1",), kme="kme-2")
+    body = {"additional_slave_SAE_IDs": ["sae-3", "far-away"]}
+    kme.refused(400, "SAE-MULTI-4", "the slave SAEs are served by several KMEs", "sae-1", "POST", ENC, body)
 
 
 @pytest.mark.parametrize(
