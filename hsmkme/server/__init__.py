@@ -33,6 +33,10 @@ class Server(BaseApplication):
             "max_requests_jitter": 20_000,
             "limit_request_line": 8190,
             "limit_request_field_size": HEAD_LIMIT,
+            "http_parser": "python",  # the one that `framing` was held against
+            "forwarded_allow_ips": "",  # no header changes path, scheme or address, whoever sends it
+            "forwarder_headers": "",
+            "secure_scheme_headers": {},
             "backlog": 1024,
             "proc_name": "hsmkme",
             "control_socket_disable": True,

@@ -37,22 +37,27 @@ class Phase(Enum):
 class Connection:
     """A client's connection. The event loop calls `advance` when it is readable or writable as it asked.
 
-    ``deadline`` is in the loop's clock; ``proxied`` says that a trusted proxy is at the other end.
+    ``since`` says how long it has been waiting for the same thing, ``deadline`` until when it may, both in the loop's
+    clock; ``proxied`` that a trusted proxy is at the other end, ``certified`` that this or a good certificate is.
     """
 
-    def __init__(self, sock: Socket, peer: Address, server: Address, body_limit: int, *, proxied: bool) -> None:
+    def __init__(
+        self, sock: Socket, peer: Address, server: Address, body_limit: int, now: float, *, proxied: bool
+    ) -> None:
         self.socket = sock
         self.peer = peer
         self.server = server
-        self.proxied = proxied
-        self.phase = Phase.HANDSHAKE if isinstance(sock, ssl.SSLSocket) else Phase.REQUEST
+        self.proxied = self.certified = proxied
         self.wants_write = False
-        self.deadline = 0.0
         self._body_limit = body_limit
         self._received = bytearray()
         self._framing = Framing(body_limit)
         self._answer = memoryview(b"")
         self._closing = False
+        self._enter(Phase.HANDSHAKE if isinstance(sock, ssl.SSLSocket) else Phase.REQUEST, now, HANDSHAKE_SECONDS)
+
+    def _enter(self, phase: Phase, now: float, seconds: float) -> None:
+        self.phase, self.since, self.deadline = phase, now, now + seconds
 
     def advance(self, now: float) -> bytes | None:
         """Go on as far as possible without waiting; gives a whole request when there is one.
@@ -79,8 +84,8 @@ class Connection:
 
     def answer(self, data: bytes, now: float, *, close: bool) -> bytes | None:
         """Send ``data``; afterwards wait for the next request, or end if ``close``. Gives a request already there."""
-        self._answer, self._closing = memoryview(data), close
-        self.phase, self.deadline, self.wants_write = Phase.ANSWER, now + ANSWER_SECONDS, True
+        self._answer, self._closing, self.wants_write = memoryview(data), close, True
+        self._enter(Phase.ANSWER, now, ANSWER_SECONDS)
         return self.advance(now)
 
     @property
@@ -91,15 +96,14 @@ class Connection:
     def close(self) -> None:
         """End at once; says so to a TLS client that listens."""
         self.phase = Phase.CLOSED
-        with suppress(OSError, ValueError):
-            if isinstance(self.socket, ssl.SSLSocket):
-                self.socket.unwrap()
+        self._say_goodbye()
         self.socket.close()
 
     def _shake_hands(self, now: float) -> bytes | None:
         assert isinstance(self.socket, ssl.SSLSocket)  # noqa: S101 - only TLS sockets begin in this phase
         self.socket.do_handshake()
-        self.phase, self.deadline, self.wants_write = Phase.REQUEST, now + REQUEST_SECONDS, False
+        self.certified, self.wants_write = bool(self.socket.getpeercert(binary_form=True)), False
+        self._enter(Phase.REQUEST, now, REQUEST_SECONDS)
         return self._read(now)
 
     def _read(self, now: float) -> bytes | None:
@@ -114,7 +118,7 @@ class Connection:
                 self.close()
                 return None
             if not self._received:
-                self.deadline = now + REQUEST_SECONDS
+                self._enter(Phase.REQUEST, now, REQUEST_SECONDS)
             self._received += data
 
     def _whole_request(self) -> bytes | None:
@@ -124,13 +128,20 @@ class Connection:
         if end is None:
             if self._framing.wants_continue:
                 self._framing.wants_continue = False
-                self.socket.send(_CONTINUE)
+                self._invite()
             return None
         request = bytes(self._received[:end])
         self._closing = self._framing.oversized
         del self._received[:end]
         self._framing = Framing(self._body_limit)
         return request
+
+    def _invite(self) -> None:
+        """Ask for the body. A client that does not even read that is not waited for."""
+        try:
+            self.socket.send(_CONTINUE)
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError, BlockingIOError) as full:
+            raise ConnectionAbortedError from full
 
     @property
     def must_close(self) -> bool:
@@ -142,17 +153,23 @@ class Connection:
             self._answer = self._answer[self.socket.send(self._answer) :]
         self.wants_write = False
         if self._closing:
-            self.phase, self.deadline = Phase.LINGER, now + LINGER_SECONDS
-            if isinstance(self.socket, ssl.SSLSocket):
-                with suppress(ssl.SSLWantReadError, ssl.SSLWantWriteError):
-                    self.socket.unwrap()
+            self._enter(Phase.LINGER, now, LINGER_SECONDS)
+            self._say_goodbye()
             self.socket.shutdown(socket.SHUT_WR)
             return None
-        self.phase, self.deadline = Phase.REQUEST, now + IDLE_SECONDS
+        self._enter(Phase.REQUEST, now, REQUEST_SECONDS if self._received else IDLE_SECONDS)
         return self._read(now)
 
+    def _say_goodbye(self) -> None:
+        """End what we send over TLS. The client may be sending still, be gone, or never have shaken hands."""
+        if isinstance(self.socket, ssl.SSLSocket):
+            with suppress(OSError, ValueError):
+                self.socket.unwrap()
+
     def _discard(self) -> None:
-        """Read what the client still sends, so that the kernel does not cut off the answer with a reset."""
-        while self.socket.recv(_READ):
-            pass
-        self.close()
+        """Drop some of what the client still sends, so that the kernel does not cut off the answer with a reset.
+
+        Not all at once: a client that never stops sending would stop everyone else.
+        """
+        if not socket.socket.recv(self.socket, _READ):
+            self.close()

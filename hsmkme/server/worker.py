@@ -6,6 +6,7 @@ whole request is given to the application (``ops/adr/0007``).
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import selectors
@@ -15,6 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from heapq import nsmallest
 from typing import Any, Final, cast
 
 from gunicorn.http import wsgi
@@ -23,13 +25,19 @@ from gunicorn.http.parser import RequestParser
 from gunicorn.workers.base import Worker
 
 from hsmkme.config import Config
-from hsmkme.server.connection import HANDSHAKE_SECONDS, Connection, Phase
+from hsmkme.server.connection import Connection, Phase
 from hsmkme.server.framing import FramingError, refusal
 from hsmkme.server.tls import Contexts
 
 TICK_SECONDS: Final = 1.0
 ACCEPT_AT_ONCE: Final = 64
 CONNECTIONS_MOST: Final = 4000
+"""Connections of one worker; fewer if the limit of open files is lower."""
+
+FILES_SPARED: Final = 128
+"""Open files kept for everything that is not a connection: token, store, logs."""
+
+_EXHAUSTED: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 STOP_SECONDS: Final = 2.0
 """How long a stopping worker waits for a request that a client may be sending on an idle connection."""
 
@@ -71,7 +79,7 @@ class EventWorker(Worker):
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._stopping_since: float | None = None
         self._look_at = 0.0
-        _allow_many_files()
+        self._connections_most = min(CONNECTIONS_MOST, _allow_many_files())
         super().init_process()
 
     def run(self) -> None:
@@ -79,16 +87,18 @@ class EventWorker(Worker):
         self._poll.register(self._wake, selectors.EVENT_READ, self._on_wake)
         self._poll.register(self.PIPE[0], selectors.EVENT_READ, self._on_signal)
         self._listen(True)
-        while not self._finished():
-            self.notify()
-            for key, _ in self._poll.select(TICK_SECONDS):
-                key.data(key.fileobj)
-            self._end_overdue(time.monotonic())
-            if os.getppid() != self.ppid:
-                self.alive = False
-        for connection in list(self._connections):
-            self._end(connection)
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        try:
+            while not self._finished():
+                self.notify()
+                for key, _ in self._poll.select(TICK_SECONDS):
+                    key.data(key.fileobj)
+                self._end_overdue(time.monotonic())
+                if os.getppid() != self.ppid:
+                    self.alive = False
+            for connection in list(self._connections):
+                self._end(connection)
+        finally:  # a worker told to quit at once gets here by SystemExit: nobody would get the answers
+            self._pool.shutdown(wait=False, cancel_futures=True)
 
     # Waiting ----------------------------------------------------------------------------------------
 
@@ -107,19 +117,21 @@ class EventWorker(Worker):
         if self._stopping_since is None:
             self._stopping_since = now
             self._listen(False)
-            for connection in self._connections:
-                if connection.idle:
-                    connection.deadline = min(connection.deadline, now + STOP_SECONDS)
+        for connection in self._connections:
+            if connection.idle:
+                connection.deadline = min(connection.deadline, now + STOP_SECONDS)
         return not self._connections or now - self._stopping_since > self.cfg.graceful_timeout
 
     def _on_accept(self, listener: socket.socket) -> None:
         for _ in range(ACCEPT_AT_ONCE):
+            if len(self._connections) >= self._connections_most:
+                self._make_room()
             try:
                 accepted, peer = listener.accept()
-            except OSError:
+            except OSError as error:
+                if error.errno in _EXHAUSTED:
+                    self._make_room()
                 return
-            if len(self._connections) >= CONNECTIONS_MOST:
-                self._make_room()
             self._admit(accepted, peer, listener.getsockname())
 
     def _admit(self, accepted: socket.socket, peer: Any, server: Any) -> None:
@@ -128,27 +140,36 @@ class EventWorker(Worker):
         if plain and not isinstance(server, str) and peer[0] not in self._proxies:
             accepted.close()
             return
-        accepted.setblocking(False)
-        if not isinstance(server, str):
-            accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         wrapped: socket.socket = accepted
-        if not plain:
-            wrapped = self._contexts.current().wrap_socket(accepted, server_side=True, do_handshake_on_connect=False)
-        connection = Connection(wrapped, peer or "", server, self._body_limit, proxied=plain)
-        connection.deadline = time.monotonic() + HANDSHAKE_SECONDS
+        try:
+            accepted.setblocking(False)
+            if not isinstance(server, str):
+                accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if not plain:
+                wrapped = self._contexts.current().wrap_socket(
+                    accepted, server_side=True, do_handshake_on_connect=False
+                )
+        except OSError:  # the client left before it was looked at
+            accepted.close()
+            return
+        connection = Connection(wrapped, peer or "", server, self._body_limit, time.monotonic(), proxied=plain)
         self._connections.add(connection)
         self._go_on(connection, connection.advance)
 
     def _make_room(self) -> None:
-        """End the connection whose time is up first among those that are not being worked for."""
-        waiting = [c for c in self._connections if c.phase is not Phase.WORK]
-        if waiting:
-            self._end(min(waiting, key=lambda connection: (connection.phase.value, connection.deadline)))
+        """End those that have been waiting longest, first of all those without a certificate.
+
+        Several at once: to look for each would cost more than the flood of connections costs its sender.
+        """
+        waiting = (connection for connection in self._connections if connection.phase is not Phase.WORK)
+        for connection in nsmallest(ACCEPT_AT_ONCE, waiting, key=lambda c: (c.certified, c.since)):
+            self._end(connection)
 
     def _on_ready(self, connection: Connection) -> Callable[[Any], None]:
         def ready(_: Any) -> None:
-            self._poll.unregister(connection.socket)
-            self._go_on(connection, connection.advance)
+            if connection.phase is not Phase.CLOSED:  # it may have made room since select saw it
+                self._poll.unregister(connection.socket)
+                self._go_on(connection, connection.advance)
 
         return ready
 
@@ -168,13 +189,16 @@ class EventWorker(Worker):
             self._poll.register(connection.socket, event, self._on_ready(connection))
 
     def _begin(self, connection: Connection, request: bytes) -> None:
-        """Give a request to a thread; when too many wait for one, refuse it at once instead of queueing."""
-        if self._waiting >= self._waiting_most:
-            data = refusal(503, "the KME is busy", close=connection.must_close)
-            self._go_on(connection, _answering(connection, data, connection.must_close))
-            return
+        """Give a request to a thread; when too many wait for one, refuse it at once instead of queueing.
+
+        The refusal waits its turn like an answer: a client may have sent a thousand requests in one go.
+        """
         self._waiting += 1
-        self._pool.submit(self._work, connection, request)
+        if self._waiting > self._waiting_most:
+            close = connection.must_close
+            self._hand_back(connection, refusal(503, "the KME is busy", close=close), close)
+        else:
+            self._pool.submit(self._work, connection, request)
 
     def _refuse(self, connection: Connection, error: FramingError) -> None:
         data = refusal(error.status, error.message)
@@ -185,10 +209,15 @@ class EventWorker(Worker):
 
     def _on_wake(self, wake: int) -> None:
         os.eventfd_read(wake)
-        while self._answered:
+        for _ in range(len(self._answered)):
             connection, data, close = self._answered.popleft()
             self._waiting -= 1
             self._go_on(connection, _answering(connection, data, close))
+
+    def _hand_back(self, connection: Connection, data: bytes, close: bool) -> None:
+        """Let the loop send an answer. May be called in any thread."""
+        self._answered.append((connection, data, close))
+        os.eventfd_write(self._wake, 1)
 
     def _end_overdue(self, now: float) -> None:
         if now < self._look_at:
@@ -213,8 +242,7 @@ class EventWorker(Worker):
         except Exception:
             self.log.exception("a request ended unexpectedly")
             data, close = refusal(500, "the KME cannot answer now"), True
-        self._answered.append((connection, data, close))
-        os.eventfd_write(self._wake, 1)
+        self._hand_back(connection, data, close)
 
     def _call(self, connection: Connection, request: bytes) -> tuple[bytes, bool]:
         """Parse ``request``, call the application; its answer as bytes, and whether the connection ends."""
@@ -223,7 +251,8 @@ class EventWorker(Worker):
         except (StopIteration, ParseException, NoMoreData):
             return refusal(400, "the request is not valid HTTP"), True
         sink = Sink(connection)
-        response, environ = wsgi.create(parsed, cast("socket.socket", sink), connection.peer, connection.server, cast("Any", self.cfg))
+        create = cast("Any", wsgi).create
+        response, environ = create(parsed, sink, connection.peer, connection.server, self.cfg)
         environ["wsgi.multithread"] = True
         environ["hsmkme.proxied"] = connection.proxied
         self._count(response)
@@ -260,6 +289,8 @@ def _bind_name(address: Any) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _allow_many_files() -> None:
+def _allow_many_files() -> int:
+    """Raise the limit of open files as far as it goes; returns how many of them connections may take."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return CONNECTIONS_MOST if hard == resource.RLIM_INFINITY else max(hard - FILES_SPARED, 1)
