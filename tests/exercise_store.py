@@ -19,7 +19,15 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from hsmkme.errors import BlockConflict, BlockReplayed, KeyNotHeld, PoolFull, PoolShort, StoreError
+from hsmkme.errors import (
+    AnsweredAlready,
+    BlockConflict,
+    BlockReplayed,
+    KeyNotHeld,
+    PoolFull,
+    PoolShort,
+    StoreError,
+)
 from hsmkme.model import (
     BlockName,
     BlockSeal,
@@ -28,6 +36,7 @@ from hsmkme.model import (
     HeldKey,
     Link,
     Relation,
+    Retry,
     Seal,
     SealedBlock,
     SealedKey,
@@ -37,7 +46,10 @@ from hsmkme.states import BlockState, EpochState
 from hsmkme.store import Outcome, Store
 
 LINKS: Final = (Link("local", "kme-1"), Link("second", "kme-1"), Link("far", "kme-2"))
-TABLES: Final = ("block", "segments", "pool", "key", "relation", "log", "log_head", "sae", "pair", "link", "epoch")
+TABLES: Final = (
+    *("block", "segments", "pool", "key", "relation", "answer", "erase_later"),
+    *("log", "log_head", "sae", "pair", "link", "epoch"),
+)
 ENTRY: Final = Entry("test", "tester")
 NO_LIMIT: Final = 1_000_000
 
@@ -659,6 +671,97 @@ def freezing_is_recorded_once(subject: Subject) -> None:
     subject.counted(lambda: subject.store.blocks.freeze(BlockName("local", "unknown"), ENTRY))
     assert len(subject.log()) == rows + 1
     assert subject.log()[-1]["block"] == block.seal.name.block_id
+
+
+# Requests that are repeated -------------------------------------------------------------------------------
+
+
+def retry(key: str = "once", request: bytes = b"request", client: str = "client") -> Retry:
+    return Retry(client, key, request, seconds=60)
+
+
+def answered_claim(subject: Subject, number: int = 1, **one: Any) -> list[UUID]:
+    demand = demand_for(number, 256)
+    subject.counted(lambda: subject.store.blocks.claim(demand, ENTRY, retry(**one)))
+    return list(demand.key_ids)
+
+
+@exercise
+def an_answer_is_remembered_with_its_claim(subject: Subject) -> None:
+    subject.fill(9)
+    key_ids = answered_claim(subject, 3)
+    found = subject.store.answers.find(retry(), subject.clock.now + 59)
+    assert found is not None
+    assert (found.request, list(found.key_ids)) == (b"request", key_ids)
+    for other in (retry("twice"), retry(client="another")):
+        assert subject.store.answers.find(other, subject.clock.now) is None
+    assert subject.store.answers.find(retry(), subject.clock.now + 60) is None
+
+
+@exercise
+def a_request_that_was_answered_already_takes_nothing(subject: Subject) -> None:
+    subject.fill(9)
+    key_ids = answered_claim(subject)
+    subject.collect("bob", subject.claim(1))
+    before = subject.everything()
+    with pytest.raises(AnsweredAlready):
+        answered_claim(subject)
+    with pytest.raises(AnsweredAlready):
+        subject.counted(lambda: subject.store.keys.collect("bob", key_ids, ENTRY, retry(request=b"other")))
+    assert subject.everything() == before
+    assert answered_claim(subject, key="twice")
+
+
+@exercise
+def a_claim_that_fails_leaves_no_answer(subject: Subject) -> None:
+    subject.fill(2)
+    with pytest.raises(PoolShort):
+        answered_claim(subject, 3)
+    assert subject.store.answers.find(retry(), subject.clock.now) is None
+    assert answered_claim(subject, 2)
+
+
+@exercise
+def answers_that_are_over_are_dropped(subject: Subject) -> None:
+    subject.fill(9)
+    for number in range(3):
+        answered_claim(subject, key=f"token-{number}")
+    subject.clock.now += 60
+    answered_claim(subject, key="token-0", request=b"other")
+    assert subject.rows("SELECT token, request FROM answer") == [("token-0", b"other")]
+
+
+@exercise
+def a_consumed_key_can_be_kept_a_while(subject: Subject) -> None:
+    block = subject.fill(2)
+    keys = subject.claim(2)
+
+    def erase_due() -> int:
+        return int(subject.counted(lambda: subject.store.keys.erase_due(ENTRY)))
+
+    for key in keys:
+        subject.counted(lambda key=key: subject.store.keys.collect("bob", [key.key_id], ENTRY, None, 60))
+        subject.clock.now += 10
+    assert [subject.held(key).state for key in keys] == ["consumed"] * 2
+    assert [subject.held(key).key for key in keys] == keys
+    assert (subject.erased(block), erase_due()) == ([], 0)
+    with pytest.raises(KeyNotHeld):
+        subject.collect("bob", keys[:1])
+    subject.clock.now += 40
+    assert (erase_due(), subject.erased(block)) == (1, [0])
+    assert [subject.held(key).key.parts for key in keys] == [(), keys[1].parts]
+    subject.clock.now += 10
+    assert (erase_due(), erase_due()) == (1, 0)
+    assert (subject.block_state(block), subject.segments(block)) == ("retired", None)
+
+
+@exercise
+def a_kept_key_of_a_frozen_block_is_not_given_again(subject: Subject) -> None:
+    block = subject.fill(2)
+    (key,) = subject.claim(1)
+    subject.store.keys.collect("bob", [key.key_id], ENTRY, None, 60)
+    subject.freeze(block)
+    assert subject.held(key).state == "frozen"
 
 
 # Registry -------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from hsmkme.store import Store, migrate, schema
 from hsmkme.store.database import Database, connect
 from tests.conftest import FakeClock
 from tests.exercise_store import ENTRY, EXERCISES, LINKS, NO_LIMIT, Subject, demand_for, exercise_store, make_block
-from tests.world import run_cli
+from tests.processes import hsmkme
 
 
 def open_subject(path: Path) -> Subject:
@@ -313,15 +313,15 @@ def test_a_migration_is_run_by_command(tmp_path: Path) -> None:
         '[server]\ncertificate = "cert.pem"\nkey = "key.pem"\nsae_ca = "ca.pem"\n'
     )
 
-    def run(*arguments: str) -> tuple[int, bytes]:
-        done = run_cli("--config", str(config), *arguments, check=False)
-        return done.returncode, done.stdout + done.stderr
+    def run(*arguments: str) -> tuple[int, str]:
+        done = hsmkme("--config", config, *arguments)
+        return done.status, done.out + done.err
 
     status, said = run("sae", "list")
-    assert (status, b"run `hsmkme migrate`" in said) == (1, True)
-    assert run("migrate") == (0, f"{tmp_path}/new.sqlite: applied 1\n".encode())
-    assert run("migrate") == (0, f"{tmp_path}/new.sqlite: nothing to do\n".encode())
-    assert run("sae", "list", "--json") == (0, b"[]\n")
+    assert (status, "run `hsmkme migrate`" in said) == (1, True)
+    assert run("migrate") == (0, f"{tmp_path}/new.sqlite: applied 1\n")
+    assert run("migrate") == (0, f"{tmp_path}/new.sqlite: nothing to do\n")
+    assert run("sae", "list", "--json") == (0, "[]\n")
 
 
 def test_every_connection_has_the_settings_the_guarantees_need(path: Path, subject: Subject) -> None:

@@ -11,10 +11,9 @@ from hsmkme.errors import AnsweredAlready
 from hsmkme.model import Retry
 from hsmkme.store.database import Database, Transaction
 
-_REMEMBER: Final = """
-INSERT INTO answer VALUES (:client, :token, :request, :key_ids, :until) ON CONFLICT (client, token) DO UPDATE SET
-    request = excluded.request, key_ids = excluded.key_ids, until = excluded.until WHERE until <= :now
-"""
+_REMEMBER: Final = (
+    "INSERT INTO answer (client, token, request, key_ids, until) VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,20 +44,13 @@ class Answers:
 
 
 def remember(transaction: Transaction, retry: Retry, key_ids: Sequence[UUID]) -> None:
-    """Keep an answer in the transaction that makes it; raises `AnsweredAlready` if another request was faster."""
+    """Keep an answer in the transaction that makes it, and drop those whose time is over.
+
+    Raises `AnsweredAlready` if another request was faster.
+    """
     now = transaction.now()
-    values = {
-        "client": retry.client,
-        "token": retry.token,
-        "request": retry.request,
-        "key_ids": b"".join(key_id.bytes for key_id in key_ids),
-        "until": now + retry.seconds,
-        "now": now,
-    }
+    transaction.execute("DELETE FROM answer WHERE until <= ?", (now,))
+    packed = b"".join(key_id.bytes for key_id in key_ids)
+    values = (retry.client, retry.token, retry.request, packed, now + retry.seconds)
     if transaction.execute(_REMEMBER, values).rowcount != 1:
         raise AnsweredAlready("a request with this Idempotency-Key was answered a moment ago")
-
-
-def forget(transaction: Transaction) -> None:
-    """Drop answers whose time is over."""
-    transaction.execute("DELETE FROM answer WHERE until <= ?", (transaction.now(),))

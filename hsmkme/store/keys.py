@@ -13,7 +13,7 @@ from uuid import UUID
 from hsmkme.errors import KeyNotHeld, StoreError
 from hsmkme.model import BlockName, BlockSeal, Entry, HeldKey, Part, Relation, Retry, SealedKey, segment_bytes
 from hsmkme.states import BlockState, KeyState
-from hsmkme.store.answers import forget, remember
+from hsmkme.store.answers import remember
 from hsmkme.store.database import Database, Transaction
 
 _CHUNK: Final = 500
@@ -111,7 +111,7 @@ class Keys:
     def erase_due(self, entry: Entry, limit: int = _CHUNK) -> int:
         """Erase up to ``limit`` consumed keys whose time to be asked for again is over; returns how many.
 
-        Writes, in one commit: zeros over their segments, answers that are over, audit row.
+        Writes, in one commit: zeros over their segments, audit row.
         """
         with self._database.write() as transaction:
             due = transaction.execute(
@@ -123,7 +123,6 @@ class Keys:
                 return 0
             rows = _rows(transaction.connection, [UUID(bytes=key_id) for (key_id,) in due])
             _erase(transaction, [place for row in rows for place in row.places])
-            forget(transaction)
             transaction.append(entry.knowing(key_IDs=[str(row.key_id) for row in rows]))
             return len(rows)
 

@@ -86,6 +86,7 @@ CREATE TABLE answer (
     until   INTEGER NOT NULL,
     PRIMARY KEY (client, token)
 ) STRICT, WITHOUT ROWID;
+CREATE INDEX answer_over ON answer(until);
 
 -- Consumed keys whose segments stay until nobody can ask for the same answer again.
 CREATE TABLE erase_later (
