@@ -216,19 +216,20 @@ def _enough(transaction: Transaction, demand: Demand) -> Iterator[Vein]:
     veins = _veins(transaction.connection, demand.peer, demand.size)
     available, wanted = sum(vein.keys for vein in veins), len(demand.key_ids)
     if available < wanted:
-        raise PoolShort(available, _key_rate(transaction, demand.peer))
+        raise PoolShort(available, _key_rate(transaction, demand))
     for vein in veins:
         if wanted > 0 and vein.keys:
             yield vein
             wanted -= vein.keys
 
 
-def _key_rate(transaction: Transaction, peer: str) -> float:
-    """Keys per second that links to ``peer`` received lately; 0.0 when nothing can be said."""
+def _key_rate(transaction: Transaction, demand: Demand) -> float:
+    """Keys of the size wanted per second that links to the peer received lately; 0.0 when nothing can be said."""
     count, first, keys = transaction.execute(
-        "SELECT count(*), min(deposited_at), sum(key_count) FROM (SELECT deposited_at, key_count FROM block"
-        " JOIN link USING (link_id) WHERE peer = ? ORDER BY block_pk DESC LIMIT ?)",
-        (peer, _RATE_WINDOW),
+        "SELECT count(*), min(deposited_at), sum(key_count * 1.0 / ((:size + key_bits - 1) / key_bits))"
+        " FROM (SELECT deposited_at, key_count, key_bits FROM block JOIN link USING (link_id)"
+        " WHERE peer = :peer ORDER BY block_pk DESC LIMIT :window)",
+        {"size": demand.size, "peer": demand.peer, "window": _RATE_WINDOW},
     ).fetchone()
     return float(keys / max(transaction.now() - first, 1)) if count > 1 else 0.0
 
