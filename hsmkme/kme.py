@@ -91,7 +91,7 @@ class Kme:
         policy.check_caller(caller, self._store.registry.saes([caller]))
 
     def status(self, caller: str, slave: str) -> Status:
-        """Get status: what ``caller`` as master can have for ``slave`` (§5.1)."""
+        """Get status: what ``caller`` as master can have for ``slave``."""
         registered = self._store.registry.saes([caller, slave])
         policy.check_caller(caller, registered)
         self._fair_use.admit(caller)
@@ -101,7 +101,7 @@ class Kme:
         return Status(self.kme_id, peer, caller, slave, sum(vein.keys for vein in veins), self.limits)
 
     def get_key(self, caller: str, slave: str, request: KeyRequest, again: Repeatable | None = None) -> list[OpenKey]:
-        """Get key: fresh keys for ``caller`` as master, shared with ``slave`` and the additional slaves (§5.2)."""
+        """Get key: fresh keys for ``caller`` as master, shared with ``slave`` and the additional slaves."""
         registered = self._store.registry.saes([caller, slave, *request.additional_slaves])
         policy.check_caller(caller, registered)
         self._fair_use.admit(caller)
@@ -128,7 +128,7 @@ class Kme:
     def get_key_with_ids(
         self, caller: str, master: str, key_ids: Sequence[UUID], again: Repeatable | None = None
     ) -> list[OpenKey]:
-        """Get key with key IDs: the same keys for ``caller`` as slave; all of them or none (§5.3).
+        """Get key with key IDs: the same keys for ``caller`` as slave; all of them or none.
 
         Entitlement is decided first, over every key that exists; then whether each can be had.
         """

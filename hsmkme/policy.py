@@ -15,7 +15,7 @@ from hsmkme.errors import BadRequest, NotEntitled
 from hsmkme.model import HeldKey, Sae
 
 NOT_FOUND: Final = "one or more keys specified are not found on KME"
-"""The one message for unknown, consumed and expired keys (ETSI GS QKD 014 §5.4, table 6)."""
+"""The one message for unknown, consumed and expired keys (ETSI GS QKD 014, Get key with key IDs)."""
 
 NOT_AUTHORISED: Final = "the SAE is not authorised"
 
@@ -94,7 +94,7 @@ def check_additional(
 def check_entitled(caller: str, held: Iterable[HeldKey]) -> None:
     """KEY-ENT-1: the caller was among the slaves of the Get key call of every key that exists.
 
-    ETSI GS QKD 014 §5.4: otherwise 401. Ended keys are still known by their tombstones.
+    ETSI GS QKD 014, Get key with key IDs: otherwise 401. Ended keys are still known by their tombstones.
     """
     if any(caller not in key.relation.slaves for key in held):
         raise NotEntitled(NOT_AUTHORISED, rule="KEY-ENT-1")
