@@ -289,6 +289,12 @@ def test_a_migration_that_fails_leaves_nothing(path: Path, subject: Subject, mon
     assert subject.rows("PRAGMA user_version") == [(len(schema.MIGRATIONS) - 1,)]
 
 
+def test_a_place_where_no_file_can_be_made_is_refused(tmp_path: Path) -> None:
+    for path in (tmp_path / "nowhere" / "store.sqlite", tmp_path):
+        with pytest.raises(StoreUnavailable):
+            migrate(path)
+
+
 def test_two_that_migrate_at_once_take_turns(tmp_path: Path) -> None:
     path = tmp_path / "store.sqlite"
     applied: list[list[int]] = []

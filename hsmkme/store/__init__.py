@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 from hsmkme.model import Clock
@@ -40,11 +41,8 @@ class Store:
 
 def migrate(path: Path) -> list[int]:
     """Create the store at ``path`` or bring it to this version's schema; returns the migrations applied."""
-    if not path.exists():
-        path.touch(mode=0o600)
-    connection = connect(path)
-    try:
-        with spoken(), turn(path):
+    with spoken(), turn(path):
+        if not path.exists():
+            path.touch(mode=0o600)
+        with closing(connect(path)) as connection:
             return schema.migrate(connection)
-    finally:
-        connection.close()
