@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
 from pathlib import Path
@@ -24,6 +25,7 @@ def load_module(address: TokenAddress) -> Any:
     """Load and initialise the module of ``address``; raises `OperatorFault` if it may not be trusted."""
     refuse_shims(address.module)
     check_digest(address.module, address.module_sha256)
+    refuse_other_libraries(address.module)
     if address.softhsm_conf is not None:
         os.environ["SOFTHSM2_CONF"] = str(address.softhsm_conf)
     if address.profile.locking == "parallel":
@@ -56,6 +58,16 @@ def check_digest(module: Path, expected: str | None) -> None:
     actual = hashlib.sha256(module.read_bytes()).hexdigest()
     if actual != expected:
         raise OperatorFault(f"{module} has SHA-256 {actual}, the configuration pins {expected}")
+
+
+def refuse_other_libraries(module: Path) -> None:
+    """Refuse a file that the dynamic loader does not take, or a library that is no PKCS#11 module."""
+    try:
+        library = ctypes.CDLL(str(module))
+    except OSError as error:
+        raise OperatorFault(f"the PKCS#11 module cannot be loaded: {error}") from error
+    if not hasattr(library, "C_GetFunctionList"):
+        raise OperatorFault(f"{module} is no PKCS#11 module: it has no C_GetFunctionList")
 
 
 def _threaded_library(path: str) -> Any:

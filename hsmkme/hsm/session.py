@@ -89,6 +89,8 @@ class Sessions:
         with self._module_turn(), login_turn(address), translated("opening the token"):
             self._module = load_module(address)
             self.cryptoki = Cryptoki(str(address.module))
+            if not self._module_is_initialised():  # loaded before a fork, or finalised by other code
+                self._initialise_again()
             self._log_in()
 
     def _log_in(self) -> None:
@@ -108,18 +110,20 @@ class Sessions:
         with self._module_turn():
             if self._started != _Module.starts:
                 raise pkcs11.SessionClosed("another login of this process initialised the module anew")
-            lane = self._free_lane()
+            with self._resetting:  # who comes while everything is opened again waits for it
+                logged_in = self._lanes_open > 0
+            lane = self._free_lane(LANE_WAIT_SECONDS if logged_in else 0)
             try:
                 yield lane
             finally:
                 self._lanes.put(lane)
 
-    def _free_lane(self) -> Lane:
+    def _free_lane(self, wait: float) -> Lane:
         try:
-            return self._lanes.get(timeout=LANE_WAIT_SECONDS if self._lanes_open else 0)
+            return self._lanes.get(timeout=wait)
         except queue.Empty:
-            doing = "busy" if self._lanes_open else "logged out"
-            raise TokenUnavailable(f"every session of the token is {doing}", retry_after=1) from None
+            state = "busy" if wait else "logged out"
+            raise TokenUnavailable(f"every session of the token is {state}", retry_after=1) from None
 
     @contextmanager
     def _module_turn(self) -> Iterator[None]:
@@ -161,7 +165,7 @@ class Sessions:
     def _let_go(self) -> None:
         """Close every session once nobody uses it; what cannot be closed is gone already."""
         while self._lanes_open:
-            lane = self._free_lane()
+            lane = self._free_lane(LANE_WAIT_SECONDS)
             self._lanes_open -= 1
             self._close(lane.session)
         if self._anchor is not None:

@@ -156,9 +156,12 @@ class Token:
                 case _:
                     raise outward(error, doing) from error
 
-    def _device_failed(self, doing: str, error: Exception) -> TokenUnavailable:
+    def _leave_alone(self) -> None:
         self._answered_at = None
         self._down_until = self._clock() + PAUSE_SECONDS
+
+    def _device_failed(self, doing: str, error: Exception) -> TokenUnavailable:
+        self._leave_alone()
         return TokenUnavailable(f"{doing}: the token fails: {type(error).__name__}", retry_after=2)
 
     def _recover_if_due(self, doing: str) -> None:
@@ -178,7 +181,7 @@ class Token:
             self._stopped = str(fault)  # a login is never tried twice with a PIN the token refused
             raise
         except TokenError:
-            self._down_until = self._clock() + PAUSE_SECONDS
+            self._leave_alone()
             raise
 
     # Objects ----------------------------------------------------------------------------------------
@@ -303,10 +306,18 @@ def find_object(session: Any, label: str, kind: ObjectClass) -> Any:
     session.generate_random(8)  # a lost session says so here; a search in one would fail while being tidied up too
     found = list(session.get_objects({Attribute.LABEL: label, Attribute.CLASS: kind, Attribute.TOKEN: True}))
     if not found:
+        _require_login(session)
         raise OperatorFault(f"the token has no {kind.name} labelled {label!r}: run the ceremony that makes it")
     if len(found) > 1:
         raise OperatorFault(f"the token has {len(found)} objects labelled {label!r}: remove the wrong one")
     return found[0]
+
+
+def _require_login(session: Any) -> None:
+    """Make a key that only a logged-in session may make: without a login every secret object seems missing."""
+    session.generate_key(
+        KeyType.AES, sealing.BLOCK_KEY_BITS, capabilities=MechanismFlag.ENCRYPT, template=templates.SEALING_KEY
+    ).destroy()
 
 
 def check_value(session: Any, master: Any) -> str:
