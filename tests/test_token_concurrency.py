@@ -178,7 +178,9 @@ def test_a_caller_does_not_wait_for_ever_while_another_holds_the_token(
         for caller in callers:
             caller.start()
         for caller in callers:
-            caller.join()
+            caller.join(timeout=1)
+    for caller in callers:
+        caller.join()
     assert [refusal.retry_after for refusal in refusals] == [1] * THREADS
     block = raw_block(1)
     assert open_bytes(token, key_of(part_of(token.seal(block, 1)))) == block.material.reveal()
