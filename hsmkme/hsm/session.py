@@ -28,6 +28,7 @@ from hsmkme.hsm.cryptoki import Cryptoki
 from hsmkme.hsm.faults import translated
 from hsmkme.hsm.module import load_module
 from hsmkme.hsm.profiles import Profile
+from hsmkme.hsm.softhsm import mend_token_files
 from hsmkme.hsm.templates import mapper
 
 LANE_WAIT_SECONDS: Final = 10.0
@@ -221,6 +222,8 @@ def login_turn(address: TokenAddress) -> Iterator[None]:
         raise OperatorFault(f"{path} cannot be read: {error.strerror}") from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if address.softhsm_conf is not None:
+            mend_token_files(address.softhsm_conf)
         yield
     finally:
         fcntl.flock(descriptor, fcntl.LOCK_UN)  # closing alone would not free it while a forked child has it too

@@ -1,0 +1,62 @@
+"""What SoftHSM itself does not survive: a login that is killed.
+
+At every login SoftHSM 2.6 cuts a token's ``token.object`` to nothing and then writes it again; a process
+killed between leaves the token lost, with every key in it. So before a login, in the turn that one process
+has at a time, the file is copied beside itself, and one that is empty is filled again from its copy. The
+copy says what the file says, the same PINs wrap the same token key in it, and has the same owner and mode.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Final
+
+log = logging.getLogger(__name__)
+
+_FILE: Final = "token.object"
+_COPY: Final = "token.object.kept"  # SoftHSM takes no notice of names that do not end in `.object`
+_SETTING: Final = "directories.tokendir"
+
+
+def mend_token_files(conf: Path) -> None:
+    """Copy, or fill from its copy, the file of every token under the token directory that ``conf`` names."""
+    for file in token_directory(conf).glob(f"*/{_FILE}"):
+        try:
+            _mend(file, file.with_name(_COPY))
+        except OSError as error:  # a login may still go well; it has only nothing to fall back on
+            log.warning("%s could not be kept or mended before the login: %s", file, error)
+
+
+def token_directory(conf: Path) -> Path:
+    """The directory of tokens that the SoftHSM configuration ``conf`` names."""
+    for line in conf.read_text().splitlines():
+        name, _, value = line.partition("=")
+        if name.strip() == _SETTING:
+            return Path(value.strip())
+    return Path("/var/lib/softhsm/tokens")
+
+
+def _mend(file: Path, copy: Path) -> None:
+    content, kept = file.read_bytes(), copy.read_bytes() if copy.exists() else b""
+    if content and content != kept:
+        _replace(copy, content, file.stat())
+    elif kept and not content:
+        file.write_bytes(kept)
+        log.warning("%s was empty, as a killed login leaves it; it was filled from its copy", file)
+
+
+def _replace(copy: Path, content: bytes, owner: os.stat_result) -> None:
+    """Write the copy so that it is there whole or not at all, even after a loss of power."""
+    new = copy.with_suffix(".new")
+    new.unlink(missing_ok=True)
+    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        os.write(descriptor, content)
+        if (owner.st_uid, owner.st_gid) != (os.geteuid(), os.getegid()):
+            os.fchown(descriptor, owner.st_uid, owner.st_gid)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    new.rename(copy)
