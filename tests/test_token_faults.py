@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import stat
 import subprocess
 import sys
 import weakref
@@ -17,15 +18,18 @@ import pkcs11
 import pytest
 
 from hsmkme.errors import OperatorFault, RecordFault, TokenMisuse, TokenUnavailable
-from hsmkme.hsm import Token, TokenAddress
+from hsmkme.hsm import Token, TokenAddress, load_profile
 from hsmkme.hsm.cryptoki import CryptokiError
 from hsmkme.hsm.faults import Fault, fault_of, outward, translated
+from hsmkme.hsm.softhsm import mend_token_files, token_directory
 from hsmkme.hsm.token import PAUSE_SECONDS
 from hsmkme.model import RawBlock, SealedBlock
 from tests.blocks import flipped, key_of, open_bytes, part_of
-from tests.conftest import PIN, FakeClock
+from tests.conftest import _MAKE_TOKEN, PIN, SO_PIN, FakeClock
 
-FORKING = Path(__file__).parent / "programs" / "token_fork.py"
+PROGRAMS = Path(__file__).parent / "programs"
+FORKING = PROGRAMS / "token_fork.py"
+LOGIN = PROGRAMS / "token_login.py"
 
 
 class CountingPin:
@@ -294,6 +298,88 @@ def test_a_closed_token_answers_at_once_that_it_is_logged_out(address: TokenAddr
     token.close()
     with pytest.raises(TokenUnavailable, match="logged out"):
         token.seal(block, 1)
+
+
+# A login is killed ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fragile(tmp_path: Path) -> TokenAddress:
+    """A token in a directory of its own, whose logins may be killed."""
+    (tmp_path / "tokens").mkdir()
+    conf = tmp_path / "softhsm2.conf"
+    conf.write_text(
+        f"# its own\ndirectories.tokendir = {tmp_path}/tokens\nobjectstore.backend = file\n"
+        "library.reset_on_fork = true\n"
+    )
+    command = [sys.executable, "-c", _MAKE_TOKEN, "fragile", str(conf), str(tmp_path / "transcript"), PIN, SO_PIN]
+    subprocess.run(command, check=True)
+    profile = load_profile("softhsm-2.6")
+    return TokenAddress(profile, Path(profile.module), "fragile", softhsm_conf=conf)
+
+
+def in_a_process_of_its_own(address: TokenAddress) -> None:
+    """Log in, prove the token, log out; the module of this process looks at another token directory."""
+    command = [sys.executable, str(LOGIN), str(address.softhsm_conf), address.label, "1"]
+    subprocess.run(command, input=f"{PIN}\ngo\n", text=True, check=True, stdout=subprocess.DEVNULL)
+
+
+def token_file(address: TokenAddress) -> Path:
+    (file,) = token_directory(address.softhsm_conf or Path()).glob("*/token.object")
+    return file
+
+
+def test_a_token_survives_logins_that_are_killed_while_softhsm_writes_its_file(fragile: TokenAddress) -> None:
+    file, left_empty = token_file(fragile), 0
+    for _ in range(20):  # most kills leave the file empty; a few come too late
+        command = [sys.executable, str(LOGIN), str(fragile.softhsm_conf), fragile.label, "1000"]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as victim:
+            assert victim.stdin is not None
+            victim.stdin.write(f"{PIN}\ngo\n")
+            victim.stdin.flush()
+            while file.stat().st_size and victim.poll() is None:
+                pass  # the moment is too short for anything slower
+            victim.kill()
+        left_empty += file.stat().st_size == 0
+        if left_empty == 3:
+            break
+    assert left_empty == 3
+    in_a_process_of_its_own(fragile)
+    assert file.stat().st_size
+
+
+def test_the_copy_of_a_tokens_file_is_as_private_as_the_file_and_follows_it(fragile: TokenAddress) -> None:
+    file = token_file(fragile)
+    copy = file.with_name("token.object.kept")
+    assert fragile.softhsm_conf is not None
+    mend_token_files(fragile.softhsm_conf)
+    assert copy.read_bytes() == file.read_bytes()
+    assert stat.S_IMODE(copy.stat().st_mode) == 0o600
+    assert (copy.stat().st_uid, copy.stat().st_gid) == (file.stat().st_uid, file.stat().st_gid)
+    changed = file.read_bytes() + b"changed"
+    file.write_bytes(changed)
+    mend_token_files(fragile.softhsm_conf)
+    assert copy.read_bytes() == file.read_bytes() == changed
+    file.write_bytes(b"")
+    mend_token_files(fragile.softhsm_conf)
+    assert file.read_bytes() == changed
+
+
+def test_a_copy_that_cannot_be_made_does_not_stop_a_login_and_is_logged(
+    fragile: TokenAddress, caplog: pytest.LogCaptureFixture
+) -> None:
+    token_file(fragile).with_name("token.object.kept").unlink()
+    token_file(fragile).with_name("token.object.kept").mkdir()
+    assert fragile.softhsm_conf is not None
+    mend_token_files(fragile.softhsm_conf)
+    assert "could not be kept or mended before the login" in caplog.text
+    in_a_process_of_its_own(fragile)
+
+
+def test_a_token_directory_that_is_not_named_is_softhsms_own(tmp_path: Path) -> None:
+    conf = tmp_path / "softhsm2.conf"
+    conf.write_text("log.level = ERROR\n")
+    assert token_directory(conf) == Path("/var/lib/softhsm/tokens")
 
 
 # The device is away -----------------------------------------------------------------------------------
