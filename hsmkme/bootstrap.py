@@ -132,6 +132,8 @@ def pin_source(path: Path) -> Callable[[], str]:
             return path.read_text(encoding="utf-8").strip()
         except OSError as error:
             raise OperatorFault(f"the PIN file {path} cannot be read: {error.strerror}") from error
+        except UnicodeDecodeError:
+            raise OperatorFault(f"the PIN file {path} is not UTF-8 text") from None
 
     return read
 

@@ -405,3 +405,12 @@ def test_a_kme_that_does_not_run_takes_deposits_and_serves_them_when_it_does(
     demo = fresh_demo(saes=2, keys=0)
     assert demo.stored("sae-1", "sae-2") == 5
     assert (b"".join(demo.enc("sae-1", "sae-2", number=5).values()) == keys) is True
+
+
+def test_the_same_bytes_cut_into_other_keys_are_a_replay(demo: Demo, tmp_path: Path) -> None:
+    path = tmp_path / "keys.bin"
+    path.write_bytes(os.urandom(64))
+    demo.cli("deposit", str(path), "--link", "local", "--block-id", "cut-one-way")
+    again = demo.cli("deposit", str(path), "--link", "local", "--block-id", "cut-1", "--key-bits", "128", check=False)
+    assert again.returncode == 1
+    assert b"The device repeats itself" in again.stderr

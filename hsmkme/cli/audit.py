@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 from hsmkme import bootstrap, verify
 from hsmkme.cli.shared import JSON_OPTION, config_path, console, load_config, show, with_config
-from hsmkme.errors import AuditBroken
+from hsmkme.errors import AuditBroken, HsmkmeError
 
 
 @click.group()
@@ -52,9 +52,13 @@ def audit_export(file: Path, config: str | None) -> None:
         descriptor = os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
     except OSError as error:
         raise click.UsageError(f"{file}: {error.strerror}") from error
-    with os.fdopen(descriptor, "w", encoding="utf-8") as output:
-        for line in parts.custody.export_log(parts.config.kme_id):
-            output.write(line + "\n")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as output:
+            for line in parts.custody.export_log(parts.config.kme_id):
+                output.write(line + "\n")
+    except HsmkmeError:
+        file.unlink()  # half an export is none
+        raise
     click.echo(f"{file}: check it with `python verify.py {file} PUBLIC_KEY`")
 
 

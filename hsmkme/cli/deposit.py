@@ -46,7 +46,7 @@ def deposit(
             stream,
             link_id,
             block_id,
-            key_bits or link.key_bits,
+            link.key_bits if key_bits is None else key_bits,
             parts.config.keys.block_keys,
             form,
             operator(),

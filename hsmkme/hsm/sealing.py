@@ -50,8 +50,8 @@ def gcm_parameters(bound: bytes, index: int) -> GCMParams:
 
 
 def digest_input(block: RawBlock) -> bytes:
-    """What the keyed digest of a block covers: the size of its keys and their bytes, not its name."""
-    return b"hsmkme/block-digest/1" + struct.pack(">I", block.key_bits) + block.material.reveal()
+    """What the keyed digest of a block covers: its bytes, whatever its name and however they are cut into keys."""
+    return b"hsmkme/block-digest/1" + block.material.reveal()
 
 
 def slices(sealed: bytes, key_bits: int) -> list[bytes]:

@@ -90,7 +90,7 @@ class Blocks:
                 _insert(transaction, block, state)
                 transaction.append(facts.knowing(epoch=block.seal.epoch))
                 return Outcome.TAKEN
-            if clash.known == name and clash.same_bytes:
+            if clash.known == name and clash.same_keys:
                 return Outcome.ALREADY
             if clash.known == name:
                 _freeze(transaction, name)
@@ -142,16 +142,16 @@ class Blocks:
 @dataclass(frozen=True, slots=True)
 class _Clash:
     known: BlockName
-    same_bytes: bool
+    same_keys: bool
 
 
 def _clash(transaction: Transaction, block: SealedBlock) -> _Clash | None:
     name = block.seal.name
     row = transaction.execute(
-        "SELECT digest FROM block WHERE link_id = ? AND block_id = ?", (name.link_id, name.block_id)
+        "SELECT digest, key_bits FROM block WHERE link_id = ? AND block_id = ?", (name.link_id, name.block_id)
     ).fetchone()
     if row is not None:
-        return _Clash(name, row[0] == block.digest)
+        return _Clash(name, row == (block.digest, block.seal.key_bits))
     row = transaction.execute("SELECT link_id, block_id FROM block WHERE digest = ?", (block.digest,)).fetchone()
     return None if row is None else _Clash(BlockName(*row), True)
 
