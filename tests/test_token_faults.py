@@ -21,8 +21,8 @@ from hsmkme.errors import OperatorFault, RecordFault, TokenMisuse, TokenUnavaila
 from hsmkme.hsm import Token, TokenAddress, load_profile
 from hsmkme.hsm.cryptoki import CryptokiError
 from hsmkme.hsm.faults import Fault, fault_of, outward, translated
+from hsmkme.hsm.running import PAUSE_SECONDS
 from hsmkme.hsm.softhsm import mend_token_files, token_directory
-from hsmkme.hsm.token import PAUSE_SECONDS
 from hsmkme.model import RawBlock, SealedBlock
 from tests.blocks import flipped, key_of, open_bytes, part_of
 from tests.conftest import _MAKE_TOKEN, PIN, SO_PIN, FakeClock

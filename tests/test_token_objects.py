@@ -20,8 +20,8 @@ from pkcs11.util.ec import encode_named_curve_parameters
 import hsmkme
 from hsmkme.errors import OperatorFault
 from hsmkme.hsm import Token, TokenAddress, templates
+from hsmkme.hsm.objects import find_object
 from hsmkme.hsm.officer import Officer, initialise_token
-from hsmkme.hsm.token import find_object
 from hsmkme.model import RawBlock
 from tests.blocks import key_of, open_bytes, part_of
 from tests.conftest import _MAKE_TOKEN, PIN, SO_PIN

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from hsmkme.ceremony.transcript import Transcript
 from hsmkme.hsm.officer import Evidence, Officer, initialise_token
-from hsmkme.hsm.session import TokenAddress
+from hsmkme.hsm.profiles import TokenAddress
 
 Pin = Callable[[], str]
 """Gives a PIN when it is needed."""

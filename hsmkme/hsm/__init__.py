@@ -4,8 +4,7 @@
 creates and destroys token objects; only ceremonies may import it.
 """
 
-from hsmkme.hsm.profiles import Profile, load_profile
-from hsmkme.hsm.session import TokenAddress
+from hsmkme.hsm.profiles import Profile, TokenAddress, load_profile
 from hsmkme.hsm.token import Token
 
 __all__ = ["Profile", "Token", "TokenAddress", "load_profile"]

@@ -6,15 +6,13 @@ import ctypes
 import hashlib
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import pkcs11
 
 from hsmkme.errors import OperatorFault
 from hsmkme.hsm.cryptoki import Cryptoki
-
-if TYPE_CHECKING:
-    from hsmkme.hsm.session import TokenAddress
+from hsmkme.hsm.profiles import TokenAddress
 
 # Words that only tracing shims carry: OpenSC's pkcs11-spy, pkcs11-logger, p11-kit's call log.
 _SHIM_MARKS: Final = (b"PKCS11SPY", b"PKCS11_LOGGER", b"pkcs11-spy")

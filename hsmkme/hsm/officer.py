@@ -16,8 +16,9 @@ from hsmkme.hsm import templates
 from hsmkme.hsm.cryptoki import Cryptoki
 from hsmkme.hsm.faults import translated
 from hsmkme.hsm.module import load_module
-from hsmkme.hsm.session import PinSource, Sessions, TokenAddress, find_token, login_turn
-from hsmkme.hsm.token import AUDIT_LABEL, DIGEST_LABEL, check_value, master_label
+from hsmkme.hsm.objects import AUDIT_LABEL, DIGEST_LABEL, check_value, master_label
+from hsmkme.hsm.profiles import TokenAddress
+from hsmkme.hsm.session import PinSource, Sessions, find_token, login_turn
 
 _SHOWN: Final = (
     Attribute.LOCAL,

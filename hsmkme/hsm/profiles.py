@@ -1,9 +1,11 @@
-"""What is known of a token model: a small TOML file for each, proved by operating the token."""
+"""What is known of a token model: a small TOML file for each, proved by operating the token. And which token."""
 
 from __future__ import annotations
 
 import tomllib
+from dataclasses import dataclass
 from importlib import resources
+from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -40,3 +42,18 @@ def load_profile(name: str) -> Profile:
         raise OperatorFault(f"no token profile {name!r}; there are: {', '.join(profile_names())}")
     text = (resources.files("hsmkme.hsm") / "profiles" / f"{name}.toml").read_text()
     return Profile.model_validate(tomllib.loads(text))
+
+
+@dataclass(frozen=True, slots=True)
+class TokenAddress:
+    """Which token: exactly one in ``module`` must match ``label``, and ``serial`` if it is given.
+
+    ``softhsm_conf`` is what SoftHSM reads as SOFTHSM2_CONF; ``module_sha256`` pins the library file.
+    """
+
+    profile: Profile
+    module: Path
+    label: str
+    serial: str | None = None
+    softhsm_conf: Path | None = None
+    module_sha256: str | None = None

@@ -18,7 +18,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Final
 
 import pkcs11
@@ -27,7 +26,7 @@ from hsmkme.errors import OperatorFault, TokenMisuse, TokenUnavailable
 from hsmkme.hsm.cryptoki import Cryptoki
 from hsmkme.hsm.faults import translated
 from hsmkme.hsm.module import load_module
-from hsmkme.hsm.profiles import Profile
+from hsmkme.hsm.profiles import TokenAddress
 from hsmkme.hsm.softhsm import mend_token_files
 from hsmkme.hsm.templates import mapper
 
@@ -47,21 +46,6 @@ class _Module:
 
 PinSource = Callable[[], str]
 """Gives the PIN when it is needed; the PIN itself is never kept."""
-
-
-@dataclass(frozen=True, slots=True)
-class TokenAddress:
-    """Which token: exactly one in ``module`` must match ``label``, and ``serial`` if it is given.
-
-    ``softhsm_conf`` is what SoftHSM reads as SOFTHSM2_CONF; ``module_sha256`` pins the library file.
-    """
-
-    profile: Profile
-    module: Path
-    label: str
-    serial: str | None = None
-    softhsm_conf: Path | None = None
-    module_sha256: str | None = None
 
 
 @dataclass(slots=True)

@@ -10,19 +10,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import pkcs11
 from cryptography.hazmat.primitives import serialization
-from pkcs11 import Attribute, KeyType, MechanismFlag, ObjectClass
+from pkcs11 import KeyType, MechanismFlag, ObjectClass
 from pkcs11.mechanisms import Mechanism
 from pkcs11.util.ec import encode_ec_public_key
 
-from hsmkme.errors import OperatorFault, RecordFault, TokenError, TokenUnavailable
+from hsmkme.errors import RecordFault, TokenUnavailable
 from hsmkme.hsm import sealing, templates
-from hsmkme.hsm.cryptoki import CryptokiError
-from hsmkme.hsm.faults import Fault, fault_of, outward
-from hsmkme.hsm.session import Lane, PinSource, Sessions, TokenAddress
+from hsmkme.hsm.faults import Fault, fault_of
+from hsmkme.hsm.objects import AUDIT_LABEL, DIGEST_LABEL, check_value, find_object, master_label
+from hsmkme.hsm.profiles import TokenAddress
+from hsmkme.hsm.running import Runner
+from hsmkme.hsm.session import Lane, PinSource, Sessions
 from hsmkme.model import (
     BlockName,
     BlockSeal,
@@ -34,21 +36,10 @@ from hsmkme.model import (
     SealedKey,
 )
 
-Result = TypeVar("Result")
-
-AUDIT_LABEL: Final = "audit"
-DIGEST_LABEL: Final = "digest"
 SIGNATURE_BYTES: Final = 64
 DIGEST_BYTES: Final = 32
-PAUSE_SECONDS: Final = 1.0
-"""How long a failed device is left alone before it is tried again."""
 
 _PROOF: Final = RawBlock(BlockName("sentinel", "sentinel"), 256, KeyMaterial(bytes(range(32))))
-
-
-def master_label(epoch: int) -> str:
-    """The label of the master key of ``epoch``."""
-    return f"master/{epoch}"
 
 
 class Token:
@@ -67,11 +58,8 @@ class Token:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._sessions = Sessions(address, pin)
+        self._runner = Runner(self._sessions, clock)
         self._block_keys = block_keys
-        self._clock = clock
-        self._down_until: float | None = None
-        self._stopped: str | None = None
-        self._answered_at: float | None = None
 
     def close(self) -> None:
         """Log out; the token cannot be used afterwards."""
@@ -79,18 +67,18 @@ class Token:
 
     def seal(self, block: RawBlock, epoch: int) -> SealedBlock:
         """Seal every key of ``block`` under a new block key, wrapped by the master key of ``epoch``."""
-        return self._run("sealing a block", lambda lane: self._seal(lane, block, epoch))
+        return self._runner.run("sealing a block", lambda lane: self._seal(lane, block, epoch))
 
     def open(self, keys: Sequence[SealedKey]) -> list[OpenKey]:
         """The plaintext of ``keys``, in their order.
 
         Raises `RecordFault` for the first that does not open; none is returned then.
         """
-        return self._run("opening keys", lambda lane: [self._open(lane, key) for key in keys])
+        return self._runner.run("opening keys", lambda lane: [self._open(lane, key) for key in keys])
 
     def digest(self, block: RawBlock) -> bytes:
         """A keyed tag of the block's bytes, 32 bytes: finds the same bytes again, says nothing of them to a thief."""
-        return self._run("reading a digest", lambda lane: self._digest(lane, block))
+        return self._runner.run("reading a digest", lambda lane: self._digest(lane, block))
 
     def sign(self, digest: bytes) -> bytes:
         """ECDSA P-256 by the audit key over a SHA-256 digest; 64 bytes, r ‖ s."""
@@ -99,7 +87,7 @@ class Token:
             key = self._object(lane, AUDIT_LABEL, ObjectClass.PRIVATE_KEY, templates.AUDIT_PRIVATE)
             return _sized(bytes(key.sign(digest, mechanism=Mechanism.ECDSA)), SIGNATURE_BYTES)
 
-        return self._run("signing a seal", sign)
+        return self._runner.run("signing a seal", sign)
 
     def audit_public_key(self) -> bytes:
         """The public half of the audit key, PEM."""
@@ -108,81 +96,24 @@ class Token:
             key = self._object(lane, AUDIT_LABEL, ObjectClass.PUBLIC_KEY, templates.AUDIT_PUBLIC)
             return bytes(encode_ec_public_key(key))
 
-        der = self._run("reading the audit key", read)
+        der = self._runner.run("reading the audit key", read)
         return serialization.load_der_public_key(der).public_bytes(
             serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
         )
 
     def check_value(self, epoch: int) -> str:
         """Ten hex digits that tell master keys apart and reveal nothing of them (``ops/adr/0003``)."""
-        return self._run("reading a check value", lambda lane: check_value(lane.session, self._master(lane, epoch)))
+        doing = "reading a check value"
+        return self._runner.run(doing, lambda lane: check_value(lane.session, self._master(lane, epoch)))
 
     def prove(self, epoch: int) -> None:
         """Seal and open a known answer under the master key of ``epoch``; raises what that meets."""
-        self._run("proving the token", lambda lane: self._prove(lane, epoch))
+        self._runner.run("proving the token", lambda lane: self._prove(lane, epoch))
 
     def prove_if_idle(self, epoch: int) -> None:
         """`prove`, unless the token answered within the last second: cheap before an act that cannot be undone."""
-        if self._answered_at is None or self._clock() - self._answered_at > PAUSE_SECONDS:
+        if not self._runner.answered_lately:
             self.prove(epoch)
-
-    # How a verb is run ------------------------------------------------------------------------------
-
-    def _run(self, doing: str, verb: Callable[[Lane], Result]) -> Result:
-        """Run ``verb`` in a lane; lost handles are found again once, a failed device is left alone a while."""
-        self._recover_if_due(doing)
-        generation = self._sessions.generation
-        try:
-            return self._attempt(doing, verb)
-        except _HandlesLostError:
-            self._reset(generation, hard=False)
-        try:
-            return self._attempt(doing, verb)
-        except _HandlesLostError as error:
-            raise self._device_failed(doing, error) from error
-
-    def _attempt(self, doing: str, verb: Callable[[Lane], Result]) -> Result:
-        try:
-            with self._sessions.lane() as lane:
-                result = verb(lane)
-            self._answered_at = self._clock()
-            return result
-        except (pkcs11.PKCS11Error, CryptokiError) as error:
-            match fault_of(error):
-                case Fault.SESSION:
-                    raise _HandlesLostError(str(type(error).__name__)) from error
-                case Fault.DEVICE | Fault.RECORD:
-                    raise self._device_failed(doing, error) from error
-                case _:
-                    raise outward(error, doing) from error
-
-    def _leave_alone(self) -> None:
-        self._answered_at = None
-        self._down_until = self._clock() + PAUSE_SECONDS
-
-    def _device_failed(self, doing: str, error: Exception) -> TokenUnavailable:
-        self._leave_alone()
-        return TokenUnavailable(f"{doing}: the token fails: {type(error).__name__}", retry_after=2)
-
-    def _recover_if_due(self, doing: str) -> None:
-        if self._stopped is not None:
-            raise OperatorFault(self._stopped)
-        if self._down_until is None:
-            return
-        if self._clock() < self._down_until:
-            raise TokenUnavailable(f"{doing}: the token failed a moment ago", retry_after=2)
-        self._reset(self._sessions.generation, hard=True)
-        self._down_until = None
-
-    def _reset(self, generation: int, *, hard: bool) -> None:
-        try:
-            self._sessions.reset(generation, hard=hard)
-        except OperatorFault as fault:
-            self._stopped = str(fault)  # a login is never tried twice with a PIN the token refused
-            raise
-        except TokenError:
-            self._leave_alone()
-            raise
 
     # Objects ----------------------------------------------------------------------------------------
 
@@ -295,50 +226,6 @@ class Token:
                 kept.destroy()
         if plain != _PROOF.material.reveal():
             raise TokenUnavailable("the token opens a known answer wrongly")
-
-
-class _HandlesLostError(Exception):
-    """Sessions, login or object handles are not valid any more."""
-
-
-def find_object(session: Any, label: str, kind: ObjectClass) -> Any:
-    """The one token object with this label and class; none or several is for an operator to solve."""
-    session.generate_random(8)  # a lost session says so here; a search in one would fail while being tidied up too
-    found = list(session.get_objects({Attribute.LABEL: label, Attribute.CLASS: kind, Attribute.TOKEN: True}))
-    if not found:
-        _require_login(session)
-        raise OperatorFault(f"the token has no {kind.name} labelled {label!r}: run the ceremony that makes it")
-    if len(found) > 1:
-        raise OperatorFault(f"the token has {len(found)} objects labelled {label!r}: remove the wrong one")
-    return found[0]
-
-
-def _require_login(session: Any) -> None:
-    """Make a key that only a logged-in session may make: without a login every secret object seems missing."""
-    session.generate_key(
-        KeyType.AES, sealing.BLOCK_KEY_BITS, capabilities=MechanismFlag.ENCRYPT, template=templates.SEALING_KEY
-    ).destroy()
-
-
-def check_value(session: Any, master: Any) -> str:
-    """The first 5 bytes of the AES-KW form of an all-zero AES-256 key under ``master``, as hex.
-
-    The master key may only wrap and unwrap, so its check value is made by wrapping.
-    """
-    zero = session.create_object(
-        {
-            Attribute.CLASS: ObjectClass.SECRET_KEY,
-            Attribute.KEY_TYPE: KeyType.AES,
-            Attribute.TOKEN: False,
-            Attribute.PRIVATE: True,
-            Attribute.EXTRACTABLE: True,
-            Attribute.VALUE: bytes(32),
-        }
-    )
-    try:
-        return bytes(master.wrap_key(zero, mechanism=Mechanism.AES_KEY_WRAP))[:5].hex()
-    finally:
-        zero.destroy()
 
 
 def _sized(value: bytes, expected: int) -> bytes:

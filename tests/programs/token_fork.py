@@ -37,7 +37,7 @@ def main() -> int:
     child = os.fork()
     if child == 0:
         print("child: open", seal_and_open(token))
-        token._down_until = -1.0  # as after a failure whose pause is over: the next call would log in again
+        token._runner._down_until = -1.0  # as after a failure whose pause is over: the next call would log in again
         print("child: after a failure", seal_and_open(token))
         token.close()
         print("child: own login", seal_and_open(Token(address, lambda: pin)), flush=True)

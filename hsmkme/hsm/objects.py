@@ -1,0 +1,59 @@
+"""The objects of a token by their labels, and what tells two master keys apart."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from pkcs11 import Attribute, KeyType, MechanismFlag, ObjectClass
+from pkcs11.mechanisms import Mechanism
+
+from hsmkme.errors import OperatorFault
+from hsmkme.hsm import sealing, templates
+
+AUDIT_LABEL: Final = "audit"
+DIGEST_LABEL: Final = "digest"
+
+
+def master_label(epoch: int) -> str:
+    """The label of the master key of ``epoch``."""
+    return f"master/{epoch}"
+
+
+def find_object(session: Any, label: str, kind: ObjectClass) -> Any:
+    """The one token object with this label and class; none or several is for an operator to solve."""
+    session.generate_random(8)  # a lost session says so here; a search in one would fail while being tidied up too
+    found = list(session.get_objects({Attribute.LABEL: label, Attribute.CLASS: kind, Attribute.TOKEN: True}))
+    if not found:
+        _require_login(session)
+        raise OperatorFault(f"the token has no {kind.name} labelled {label!r}: run the ceremony that makes it")
+    if len(found) > 1:
+        raise OperatorFault(f"the token has {len(found)} objects labelled {label!r}: remove the wrong one")
+    return found[0]
+
+
+def _require_login(session: Any) -> None:
+    """Make a key that only a logged-in session may make: without a login every secret object seems missing."""
+    session.generate_key(
+        KeyType.AES, sealing.BLOCK_KEY_BITS, capabilities=MechanismFlag.ENCRYPT, template=templates.SEALING_KEY
+    ).destroy()
+
+
+def check_value(session: Any, master: Any) -> str:
+    """The first 5 bytes of the AES-KW form of an all-zero AES-256 key under ``master``, as hex.
+
+    The master key may only wrap and unwrap, so its check value is made by wrapping.
+    """
+    zero = session.create_object(
+        {
+            Attribute.CLASS: ObjectClass.SECRET_KEY,
+            Attribute.KEY_TYPE: KeyType.AES,
+            Attribute.TOKEN: False,
+            Attribute.PRIVATE: True,
+            Attribute.EXTRACTABLE: True,
+            Attribute.VALUE: bytes(32),
+        }
+    )
+    try:
+        return bytes(master.wrap_key(zero, mechanism=Mechanism.AES_KEY_WRAP))[:5].hex()
+    finally:
+        zero.destroy()
