@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import socket
+import sqlite3
 import subprocess
 import sys
+import time
 from base64 import b64decode
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import requests
 
+from hsmkme import verify
+
 START_SECONDS = 120
+Found = TypeVar("Found")
+_EXPORTS = itertools.count(1)
+
+
+class KeyBytes(bytes):
+    """A key that pytest cannot print."""
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} bytes>"
 
 
 @dataclass
@@ -42,6 +56,66 @@ class Demo:
     def sae_ids(self) -> list[str]:
         return [sae["id"] for sae in self.description["saes"]]
 
+    @property
+    def spool(self) -> Path:
+        """Where a device leaves its files."""
+        return self.config.parent / "spool"
+
+    @property
+    def server_pid(self) -> int:
+        """The process whose children are the workers."""
+        return int(self.kme["pids"][0])
+
+    @property
+    def upkeep_pid(self) -> int:
+        return int(self.kme["pids"][1])
+
+    def workers(self) -> list[int]:
+        """The server's children that run now."""
+        return children_of(self.server_pid)
+
+    def health(self) -> int:
+        """The HTTP status of ``/health``."""
+        with self.session(None) as client:
+            return client.get(f"{self.kme['url']}/health", timeout=60).status_code
+
+    @contextmanager
+    def upkeep(self) -> Iterator[subprocess.Popen[bytes]]:
+        """An upkeep process started as the demo starts it, in place of one that was ended."""
+        command = [sys.executable, "-m", "hsmkme", "--config", str(self.config), "upkeep"]
+        with (self.config.parent / "upkeep.log").open("ab") as output:
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+        try:
+            yield process
+        finally:
+            process.terminate()
+            process.wait(timeout=30)
+
+    @contextmanager
+    def database(self) -> Iterator[sqlite3.Connection]:
+        """The store's file, opened behind the KME's back; what is changed is committed at the end."""
+        connection = sqlite3.connect(self.store, timeout=30)
+        try:
+            with connection:
+                yield connection
+        finally:
+            connection.close()
+
+    def log_rows(self) -> list[dict[str, Any]]:
+        """The audit log as an auditor has it: exported, and proved by the verifier that shares no code."""
+        export, key = self.directory / f"export-{next(_EXPORTS)}.jsonl", self.directory / "audit.pem"
+        self.cli("audit", "export", str(export))
+        if not key.exists():
+            key.write_bytes(self.cli("audit", "key").stdout)
+        assert verify.main([str(export), str(key)]) == 0
+        lines = [json.loads(line) for line in export.read_text().splitlines()]
+        return [json.loads(line["row"]) for line in lines if "row" in line]
+
+    def log_now(self) -> list[dict[str, Any]]:
+        """The rows of the audit log as they are in the database: quickly read, and not proved."""
+        with self.database() as connection:
+            return [json.loads(text) for (text,) in connection.execute("SELECT text FROM log ORDER BY seq")]
+
     def session(self, sae_id: str | None) -> requests.Session:
         """A keep-alive client with the certificate of an SAE, or with none."""
         client = requests.Session()
@@ -65,11 +139,20 @@ class Demo:
 
     def enc(self, master: str, slave: str, **body: Any) -> dict[str, bytes]:
         """Fetch keys as ``master`` for ``slave``; key bytes by key_ID."""
-        return _keys(self.post(master, f"{slave}/enc_keys", body))
+        return self.keys(self.post(master, f"{slave}/enc_keys", body))
 
     def dec(self, slave: str, master: str, key_ids: list[str]) -> dict[str, bytes]:
         """Collect keys as ``slave``; key bytes by key_ID."""
-        return _keys(self.post(slave, f"{master}/dec_keys", {"key_IDs": [{"key_ID": k} for k in key_ids]}))
+        return self.keys(self.post(slave, f"{master}/dec_keys", {"key_IDs": [{"key_ID": k} for k in key_ids]}))
+
+    @staticmethod
+    def keys(answer: requests.Response) -> dict[str, bytes]:
+        """The keys in an answer: bytes by key_ID."""
+        assert answer.status_code == 200, answer.text
+        listed = answer.json()["keys"]
+        keys = {key["key_ID"]: KeyBytes(b64decode(key["key"])) for key in listed}
+        assert len(keys) == len(listed), "a key_ID is twice in one answer"
+        return keys
 
     def stored(self, master: str, slave: str) -> int:
         """``stored_key_count``."""
@@ -77,14 +160,11 @@ class Demo:
         assert answer.status_code == 200, answer.text
         return int(answer.json()["stored_key_count"])
 
-    def cli(self, *arguments: str, check: bool = True, stdin: bytes | None = None) -> subprocess.CompletedProcess[bytes]:
+    def cli(
+        self, *arguments: str, check: bool = True, stdin: bytes | None = None
+    ) -> subprocess.CompletedProcess[bytes]:
         """Run the command line on this KME's configuration."""
         return run_cli("--config", str(self.config), *arguments, check=check, stdin=stdin)
-
-
-def _keys(answer: requests.Response) -> dict[str, bytes]:
-    assert answer.status_code == 200, answer.text
-    return {key["key_ID"]: b64decode(key["key"]) for key in answer.json()["keys"]}
 
 
 def run_cli(*arguments: str, check: bool = True, stdin: bytes | None = None) -> subprocess.CompletedProcess[bytes]:
@@ -94,6 +174,28 @@ def run_cli(*arguments: str, check: bool = True, stdin: bytes | None = None) -> 
     if check:
         assert done.returncode == 0, (arguments, done.stdout.decode(), done.stderr.decode())
     return done
+
+
+def until(condition: Callable[[], Found], seconds: float = 30, what: str = "") -> Found:
+    """Ask ``condition`` until what it gives is true, and return that: for what no event tells of."""
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"not within {seconds} s: {what or condition}"
+        time.sleep(0.02)
+    return found
+
+
+def children_of(pid: int) -> list[int]:
+    """The processes whose parent is ``pid``, those that ended and wait to be reaped left out."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, parent = stat.read_text().rpartition(")")[2].split()[:2]
+        except OSError:  # it ended meanwhile
+            continue
+        if int(parent) == pid and state != "Z":
+            found.append(int(stat.parent.name))
+    return sorted(found)
 
 
 def free_port() -> int:
