@@ -32,18 +32,16 @@ def authority(kme: Demo) -> TestAuthority:
     return TestAuthority(Path(kme.description["ca"]).parent)
 
 
-def session(kme: Demo, certificate: tuple[str, str]) -> requests.Session:
+def session(kme: Demo, certificate: tuple[str, str] | None) -> requests.Session:
     """A keep-alive client that trusts the demo's CA, whatever the environment says."""
-    client = requests.Session()
-    client.trust_env = False
+    client = kme.session(None)
     client.cert, client.verify = certificate, kme.description["ca"]
     return client
 
 
 def ask(kme: Demo, certificate: tuple[str, str] | None, url: str | None = None) -> requests.Response:
-    return requests.get(
-        (url or kme.url("")) + STATUS, cert=certificate, verify=kme.description["ca"], timeout=30
-    )
+    with session(kme, certificate) as client:
+        return client.get((url or kme.url("")) + STATUS, timeout=30)
 
 
 @pytest.mark.parametrize(

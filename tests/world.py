@@ -13,12 +13,16 @@ from base64 import b64decode
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 import requests
 
 from hsmkme import verify
+from hsmkme.api.description import described
+from hsmkme.config import KeysSection
+from tests.etsi014.description import Description
 
 START_SECONDS = 120
 Found = TypeVar("Found")
@@ -116,9 +120,11 @@ class Demo:
         with self.database() as connection:
             return [json.loads(text) for (text,) in connection.execute("SELECT text FROM log ORDER BY seq")]
 
-    def session(self, sae_id: str | None) -> requests.Session:
-        """A keep-alive client with the certificate of an SAE, or with none."""
+    def session(self, sae_id: str | None, *, judged: bool = True) -> requests.Session:
+        """A keep-alive client with the certificate of an SAE, or with none; its answers are those described."""
         client = requests.Session()
+        if judged:
+            client.hooks["response"].append(judge)
         client.verify = self.description["ca"]
         client.trust_env = False
         if sae_id is not None:
@@ -165,6 +171,18 @@ class Demo:
     ) -> subprocess.CompletedProcess[bytes]:
         """Run the command line on this KME's configuration."""
         return run_cli("--config", str(self.config), *arguments, check=check, stdin=stdin)
+
+
+@cache
+def _api() -> Description:
+    return Description(json.loads(described(KeysSection())))
+
+
+def judge(answer: requests.Response, **_: Any) -> None:
+    """Fails unless an answer of the API is one that the OpenAPI description has for its request."""
+    path = str(answer.request.path_url)
+    if path.startswith("/api/"):
+        _api().check(str(answer.request.method), path, answer.status_code, answer.headers, answer.content)
 
 
 def run_cli(*arguments: str, check: bool = True, stdin: bytes | None = None) -> subprocess.CompletedProcess[bytes]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from http.client import HTTPMessage
+from collections.abc import Mapping
 from typing import Any
 
 from jsonschema import Draft202012Validator
@@ -16,7 +16,7 @@ class Description:
     def __init__(self, tree: dict[str, Any]) -> None:
         self.tree = tree
 
-    def check(self, method: str, uri: str, status: int, headers: HTTPMessage, body: bytes) -> None:
+    def check(self, method: str, uri: str, status: int, headers: Mapping[str, str], body: bytes) -> None:
         """Fails unless the answer is one that is described for this request."""
         response = self.resolved(self._responses(method, uri, status)[str(status)])
         for name, header in response["headers"].items():
