@@ -16,15 +16,22 @@ log = logging.getLogger(__name__)
 LOOK_SECONDS: Final = 1.0
 """How often the files are looked at."""
 
+SESSIONS_MOST: Final = 64
+"""TLS 1.2 sessions of one context, each with the client's certificate: Python has no switch to keep none."""
+
 
 class Contexts:
-    """The current TLS context. A changed file is read within a second; one that cannot be read changes nothing."""
+    """The current TLS context. A changed file is read within a second; one that cannot be read changes nothing.
+
+    A context that has kept too many sessions is replaced: they would take memory, and could be resumed.
+    """
 
     def __init__(self, section: ServerSection, clock: Callable[[], float] = time.monotonic) -> None:
         self._section = section
         self._clock = clock
         self._looked_at = clock()
         self._seen = self._stamps()
+        self._unreadable = False
         self._context = tls_context(section)
 
     def current(self) -> ssl.SSLContext:
@@ -32,20 +39,23 @@ class Contexts:
         now = self._clock()
         if now - self._looked_at >= LOOK_SECONDS:
             self._looked_at = now
-            self._reload_if_changed()
+            if self._unreadable or self._stamps() != self._seen:
+                self._renew()
+        if not self._unreadable and self._context.session_stats()["number"] >= SESSIONS_MOST:
+            self._renew()
         return self._context
 
-    def _reload_if_changed(self) -> None:
+    def _renew(self) -> None:
         stamps = self._stamps()
-        if stamps == self._seen:
-            return
         try:
             self._context = tls_context(self._section)
-        except (ssl.SSLError, OSError) as error:
-            log.error("certificate files changed and cannot be used, the old ones stay: %s", error)
+        except OSError as error:  # of TLS too
+            log.error("the certificate files cannot be used, what was read before stays: %s", error)
+            self._unreadable = True
             return
-        self._seen = stamps
-        log.info("certificate files changed and were read")
+        if self._unreadable or stamps != self._seen:
+            log.info("certificate files changed and were read")
+        self._seen, self._unreadable = stamps, False
 
     def _stamps(self) -> list[tuple[int, int] | None]:
         return [_stamp(path) for path in files(self._section)]
@@ -61,7 +71,8 @@ def tls_context(section: ServerSection) -> ssl.SSLContext:
     """TLS 1.3 and 1.2, server certificate, the CAs of SAEs and their revocation list.
 
     A client without certificate gets through the handshake and then a 401 that says so (point 11); one
-    whose certificate is not of ``sae_ca`` does not. No tickets: a resumed session would not be verified anew.
+    whose certificate is not of ``sae_ca`` does not. No tickets, and few sessions (`SESSIONS_MOST`): a resumed
+    session is not verified anew, except against the revocation list, which is looked at on every request.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
