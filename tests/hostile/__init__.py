@@ -1,0 +1,1 @@
+"""Hostile clients: bytes, JSON, headers, paths, TLS and closes that no honest client sends, at a running KME."""
