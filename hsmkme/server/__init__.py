@@ -37,7 +37,7 @@ class Server(BaseApplication):
             "forwarded_allow_ips": "",  # no header changes path, scheme or address, whoever sends it
             "forwarder_headers": "",
             "secure_scheme_headers": {},
-            "backlog": 1024,
+            "backlog": 4096,
             "proc_name": "hsmkme",
             "control_socket_disable": True,
             **self._options,

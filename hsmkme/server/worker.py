@@ -11,12 +11,12 @@ import os
 import resource
 import selectors
 import socket
-import ssl
 import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from heapq import nsmallest
+from types import FrameType
 from typing import Any, Final, cast
 
 from gunicorn.http import wsgi
@@ -25,7 +25,7 @@ from gunicorn.http.parser import RequestParser
 from gunicorn.workers.base import Worker
 
 from hsmkme.config import Config
-from hsmkme.server.connection import Connection, Phase
+from hsmkme.server.connection import Connection, Phase, Sink
 from hsmkme.server.framing import FramingError, refusal
 from hsmkme.server.tls import Contexts
 
@@ -40,26 +40,6 @@ FILES_SPARED: Final = 128
 _EXHAUSTED: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 STOP_SECONDS: Final = 2.0
 """How long a stopping worker waits for a request that a client may be sending on an idle connection."""
-
-
-class Sink:
-    """What the application's answer is written to; stands for the socket in the WSGI environment."""
-
-    def __init__(self, connection: Connection) -> None:
-        self.written = bytearray()
-        self._socket = connection.socket
-
-    def sendall(self, data: bytes) -> None:
-        """Keep ``data`` of the answer."""
-        self.written += data
-
-    def send(self, data: bytes) -> int:
-        """Interim answers were sent by the connection already."""
-        return len(data)
-
-    def getpeercert(self, binary_form: bool = False) -> Any:
-        """The client's certificate as TLS verified it; None without one or without TLS."""
-        return self._socket.getpeercert(binary_form) if isinstance(self._socket, ssl.SSLSocket) else None
 
 
 class EventWorker(Worker):
@@ -78,6 +58,7 @@ class EventWorker(Worker):
         self._pool = ThreadPoolExecutor(self.cfg.threads, thread_name_prefix="request")
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._stopping_since: float | None = None
+        self._leaving = False
         self._look_at = 0.0
         self._connections_most = min(CONNECTIONS_MOST, _allow_many_files())
         super().init_process()
@@ -87,18 +68,27 @@ class EventWorker(Worker):
         self._poll.register(self._wake, selectors.EVENT_READ, self._on_wake)
         self._poll.register(self.PIPE[0], selectors.EVENT_READ, self._on_signal)
         self._listen(True)
-        try:
-            while not self._finished():
-                self.notify()
-                for key, _ in self._poll.select(TICK_SECONDS):
-                    key.data(key.fileobj)
-                self._end_overdue(time.monotonic())
-                if os.getppid() != self.ppid:
-                    self.alive = False
-            for connection in list(self._connections):
-                self._end(connection)
-        finally:  # a worker told to quit at once gets here by SystemExit: nobody would get the answers
-            self._pool.shutdown(wait=False, cancel_futures=True)
+        while not self._finished():
+            self.notify()
+            for key, _ in self._poll.select(TICK_SECONDS):
+                key.data(key.fileobj)
+            self._end_overdue(time.monotonic())
+            if os.getppid() != self.ppid:
+                self.alive = False
+        self._leaving = True
+        for connection in list(self._connections):
+            self._end(connection)
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def handle_quit(self, sig: int, frame: FrameType | None) -> None:
+        """End at once, by SIGQUIT or SIGINT."""
+        self._leaving = True
+        super().handle_quit(sig, frame)
+
+    def handle_abort(self, sig: int, frame: FrameType | None) -> None:
+        """The same, by SIGABRT from a master that has not heard of this worker for too long."""
+        self._leaving = True
+        super().handle_abort(sig, frame)
 
     # Waiting ----------------------------------------------------------------------------------------
 
@@ -237,6 +227,8 @@ class EventWorker(Worker):
 
     def _work(self, connection: Connection, request: bytes) -> None:
         """In a thread of the pool: answer one request. The edge of the process: nothing escapes."""
+        if self._leaving:  # nobody would get the answer
+            return
         try:
             data, close = self._call(connection, request)
         except Exception:

@@ -102,10 +102,18 @@ def _checked(status: int, headers: Mapping[str, str], body: bytes | None) -> Ans
 
 
 class Wire:
-    """One TCP connection; TLS over it when `shake_hands` was called."""
+    """One TCP connection; TLS over it when `shake_hands` was called. ``buffer``: bytes that wait to be read."""
 
-    def __init__(self, port: int, context: ssl.SSLContext) -> None:
-        self.socket = socket.create_connection(("127.0.0.1", port), timeout=SECONDS)
+    def __init__(self, port: int, context: ssl.SSLContext, buffer: int | None = None) -> None:
+        self.socket = socket.socket()
+        self.socket.settimeout(SECONDS)
+        if buffer is not None:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
+        try:
+            self.socket.connect(("127.0.0.1", port))
+        except OSError:
+            self.socket.close()
+            raise
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._in, self._out = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._in, self._out, server_hostname="localhost")
