@@ -18,11 +18,12 @@ from flask import Flask
 
 from hsmkme import config as configuration
 from hsmkme.api import create_app
+from hsmkme.api.opening import Opening
 from hsmkme.audit import AuditChain
 from hsmkme.config import Config, TokenSection
 from hsmkme.custody import Custody
 from hsmkme.drivers.spool import Spool
-from hsmkme.errors import OperatorFault
+from hsmkme.errors import HsmkmeError, OperatorFault
 from hsmkme.fairuse import FairUse
 from hsmkme.hsm import Token, TokenAddress, load_profile
 from hsmkme.intake import Intake
@@ -89,7 +90,11 @@ def open_parts(path: Path) -> Parts:
     store = open_store(config)
     store.registry.admit_links(config.links, Entry("link.admit", "config"))
     token = open_token(config)
-    return Parts(config, token, store, custody_of(token, store))
+    try:
+        return Parts(config, token, store, custody_of(token, store))
+    except HsmkmeError:
+        token.close()  # who tries again logs in again, which the token refuses to who is logged in
+        raise
 
 
 def admit_first_epoch(store: Store, check_value: str, transcript: str) -> None:
@@ -144,10 +149,14 @@ def forbid_core_dumps() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
-def application() -> Flask:
+def application() -> Opening:
     """The WSGI application for the configuration that HSMKME_CONFIG names."""
     path = os.environ.get(CONFIG_VARIABLE)
     if not path:
         raise OperatorFault(f"set {CONFIG_VARIABLE} to the path of the configuration file")
-    parts = open_parts(Path(path))
+    return Opening(partial(_opened, Path(path)))
+
+
+def _opened(path: Path) -> Flask:
+    parts = open_parts(path)
     return create_app(parts.config, parts.kme())

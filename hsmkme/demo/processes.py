@@ -25,9 +25,12 @@ STOP_SECONDS: Final = 40
 def up(world: World) -> dict[str, Any]:
     """Make what is missing, start what does not run, return when it answers; the content of ``demo.json``."""
     running = pids_of(world.directory)
-    if running:
+    if running and running == _started(world.directory):
         world.say(f"runs already: pids {running}")
         return describe(world.directory)
+    if running:
+        world.say(f"only pids {running} are left of it: starting it again")
+        down(world.directory)
     _refuse_taken_port(world.port)
     world.prepare()
     pids = [_start(world, "serve"), _start(world, "upkeep")]
@@ -71,10 +74,14 @@ def describe(directory: Path) -> dict[str, Any]:
 
 def pids_of(directory: Path) -> list[int]:
     """The processes of the demo in ``directory`` that run."""
+    return [pid for pid in _started(directory) if _runs(pid, directory)]
+
+
+def _started(directory: Path) -> list[int]:
+    """The processes that `up` started, whether they still run or not."""
     if not (directory / "demo.json").exists():
         return []
-    pids = [pid for kme in describe(directory)["kmes"] for pid in kme["pids"]]
-    return [pid for pid in pids if _runs(pid, directory)]
+    return [pid for kme in describe(directory)["kmes"] for pid in kme["pids"]]
 
 
 def _runs(pid: int, directory: Path) -> bool:

@@ -76,7 +76,12 @@ class Sessions:
             self.cryptoki = Cryptoki(str(address.module))
             if not self._module_is_initialised():  # loaded before a fork, or finalised by other code
                 self._initialise_again()
-            self._log_in()
+            try:
+                self._log_in()
+            except TokenUnavailable:
+                # A module lists its tokens when it is initialised: this one may have come since then.
+                self._initialise_again()
+                self._log_in()
 
     def _log_in(self) -> None:
         token = find_token(self._module, self.address)

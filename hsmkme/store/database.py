@@ -20,6 +20,9 @@ from hsmkme.errors import AuditBroken, IllegalTransition, StoreError, StoreUnava
 from hsmkme.model import Clock, Entry, LogRow
 from hsmkme.store import schema
 
+TURN_SECONDS = 10.0
+"""How long a thread waits for its turn to write."""
+
 _SETTINGS = (
     "PRAGMA journal_mode = WAL",
     "PRAGMA synchronous = FULL",
@@ -27,7 +30,7 @@ _SETTINGS = (
     "PRAGMA secure_delete = ON",
     "PRAGMA trusted_schema = OFF",
     "PRAGMA recursive_triggers = ON",  # otherwise REPLACE deletes without asking the triggers
-    "PRAGMA busy_timeout = 5000",
+    "PRAGMA busy_timeout = 1000",
 )
 
 
@@ -101,13 +104,13 @@ class Database:
     @contextmanager
     def read(self) -> Iterator[sqlite3.Connection]:
         """One consistent view of the database."""
-        with spoken():
-            connection = self.connection
+        with spoken(), self._lent() as connection:
             connection.execute("BEGIN")
             try:
                 yield connection
             finally:
-                connection.execute("ROLLBACK")
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
 
     @contextmanager
     def write(self, *, logged: bool = True) -> Iterator[Transaction]:
@@ -115,8 +118,7 @@ class Database:
 
         With ``logged`` (always, but for the log's own seals) a change without an audit row is refused.
         """
-        with spoken(), self._turn():
-            connection = self.connection
+        with spoken(), self._turn(), self._lent() as connection:
             connection.execute("BEGIN IMMEDIATE")
             before = connection.total_changes
             try:
@@ -131,13 +133,30 @@ class Database:
 
     def checkpoint(self) -> None:
         """Move the WAL into the file and empty it: ``secure_delete`` does not reach into the WAL."""
-        with spoken(), self._turn():
-            self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        with spoken(), self._turn(), self._lent() as connection:
+            (busy, *_) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        if busy:
+            raise StoreUnavailable("the WAL cannot be emptied while somebody reads: it will be tried again")
+
+    @contextmanager
+    def _lent(self) -> Iterator[sqlite3.Connection]:
+        """This thread's connection. One that failed is given up: SQLite opens what it cannot write at that moment
+        for reading only, without saying so, and it would stay so."""
+        try:
+            yield self.connection
+        except sqlite3.OperationalError:
+            self.close()
+            raise
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
-        with self._thread_turn, turn(self.path):
-            yield
+        if not self._thread_turn.acquire(timeout=TURN_SECONDS):
+            raise StoreUnavailable("another writer does not end")
+        try:
+            with turn(self.path):
+                yield
+        finally:
+            self._thread_turn.release()
 
 
 @contextmanager
