@@ -41,13 +41,19 @@ class Server:
 
 @contextmanager
 def serving(
-    demo: Demo, *, workers: int = 1, threads: int = 8, files: int = 0, options: Mapping[str, int] | None = None
+    demo: Demo,
+    *,
+    workers: int = 1,
+    threads: int = 8,
+    files: int = 0,
+    options: Mapping[str, int] | None = None,
+    more: str = "",
 ) -> Iterator[Server]:
-    """Start one, wait until it answers; end it by SIGTERM unless it has ended."""
+    """Start one, ``more`` added to its configuration; wait until it answers; end it by SIGTERM unless it has ended."""
     port = free_port()
     config = demo.config.with_name(f"set-up-{port}.toml")
     text = demo.config.read_text().replace(str(demo.port), str(port))
-    config.write_text(text.replace("workers = 2", f"workers = {workers}\nthreads = {threads}"))
+    config.write_text(text.replace("workers = 2", f"workers = {workers}\nthreads = {threads}") + more)
     log = config.with_suffix(".log")
     with log.open("wb") as output:
         command = [sys.executable, str(_PROGRAM), str(config), json.dumps(options or {}), str(files)]
