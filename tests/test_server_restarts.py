@@ -7,6 +7,8 @@ import signal
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -184,3 +186,37 @@ def test_a_server_told_to_quit_does_not_go_on_consuming_keys_for_clients_it_has_
                 wire.close()
         assert 0 < delivered(kme) - before < 150, "every waiting request was worked for"
         assert delivered(kme) - before - answered <= 2
+
+
+@contextmanager
+def half_written(path: Path) -> Iterator[None]:
+    """As it looks to others while a careless program writes it."""
+    whole, content = path.with_suffix(".whole"), path.read_bytes()
+    path.rename(whole)
+    path.write_bytes(content[: len(content) // 2])
+    try:
+        yield
+    finally:
+        whole.replace(path)
+
+
+def test_a_worker_that_comes_while_a_certificate_is_half_written_waits_for_the_rest(kme: Demo) -> None:
+    with serving(kme, workers=2) as server:
+        old = server.workers()
+        with half_written(kme.config.parent / "server" / "cert.pem"):
+            os.kill(old[0], signal.SIGTERM)
+            until(lambda: "waits for certificate files" in server.log.read_text(), 30, "a new worker waits")
+            assert old[1] in server.workers()
+            assert server.answers()
+        os.kill(old[1], signal.SIGTERM)
+        until(lambda: not set(old) & set(server.workers()), 30, "the last old worker leaves")
+        until(server.answers, 30, "new ones serve")
+        assert server.process.poll() is None
+
+
+def test_a_server_that_is_started_with_half_a_certificate_says_so_and_ends(kme: Demo) -> None:
+    with half_written(kme.config.parent / "server" / "cert.pem"):
+        done = kme.cli("serve", check=False)
+    assert done.returncode == 1
+    assert b"the certificate files do not make a TLS context" in done.stderr
+    assert b"Traceback" not in done.stderr

@@ -8,7 +8,9 @@ from gunicorn.app.base import BaseApplication
 
 from hsmkme.bootstrap import application
 from hsmkme.config import Config
+from hsmkme.errors import ConfigRefused
 from hsmkme.server.framing import HEAD_LIMIT
+from hsmkme.server.tls import check_files
 
 
 class Server(BaseApplication):
@@ -48,3 +50,10 @@ class Server(BaseApplication):
     def load(self) -> Any:
         """The application; the token's module is loaded here, in the worker."""
         return application()
+
+    def run(self) -> None:
+        """Serve until stopped. Raises `ConfigRefused` if the certificate files cannot be used to begin with."""
+        wrong = check_files(self.settings.server)
+        if wrong:
+            raise ConfigRefused(wrong)
+        super().run()

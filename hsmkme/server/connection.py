@@ -6,7 +6,7 @@ import socket
 import ssl
 from contextlib import suppress
 from enum import Enum, auto
-from typing import Any, Final
+from typing import Final
 
 from hsmkme.server.framing import Framing
 
@@ -173,23 +173,3 @@ class Connection:
         """
         if not socket.socket.recv(self.socket, _READ):
             self.close()
-
-
-class Sink:
-    """What the application's answer is written to; stands for the socket in the WSGI environment."""
-
-    def __init__(self, connection: Connection) -> None:
-        self.written = bytearray()
-        self._socket = connection.socket
-
-    def sendall(self, data: bytes) -> None:
-        """Keep ``data`` of the answer."""
-        self.written += data
-
-    def send(self, data: bytes) -> int:
-        """Interim answers were sent by the connection already."""
-        return len(data)
-
-    def getpeercert(self, binary_form: bool = False) -> Any:
-        """The client's certificate as TLS verified it; None without one or without TLS."""
-        return self._socket.getpeercert(binary_form) if isinstance(self._socket, ssl.SSLSocket) else None

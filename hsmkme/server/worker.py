@@ -11,6 +11,7 @@ import os
 import resource
 import selectors
 import socket
+import sys
 import time
 from collections import deque
 from collections.abc import Callable
@@ -19,13 +20,11 @@ from heapq import nsmallest
 from types import FrameType
 from typing import Any, Final, cast
 
-from gunicorn.http import wsgi
-from gunicorn.http.errors import NoMoreData, ParseException
-from gunicorn.http.parser import RequestParser
 from gunicorn.workers.base import Worker
 
 from hsmkme.config import Config
-from hsmkme.server.connection import Connection, Phase, Sink
+from hsmkme.server.calling import call
+from hsmkme.server.connection import Connection, Phase
 from hsmkme.server.framing import FramingError, refusal
 from hsmkme.server.tls import Contexts
 
@@ -48,7 +47,6 @@ class EventWorker(Worker):
     def init_process(self) -> None:
         """Set up what must not be shared with other processes, then run."""
         settings: Config = cast("Any", self.app).settings
-        self._contexts = Contexts(settings.server)
         self._body_limit = settings.server.max_body_bytes
         self._waiting_most, self._waiting = settings.fair_use.waiting, 0
         self._plain_binds, self._proxies = set(settings.proxy.bind), set(settings.proxy.trusted)
@@ -62,6 +60,24 @@ class EventWorker(Worker):
         self._look_at = 0.0
         self._connections_most = min(CONNECTIONS_MOST, _allow_many_files())
         super().init_process()
+
+    def load_wsgi(self) -> None:
+        """Build the application once the certificate files can be used.
+
+        They may be half written now. A worker that ended here would end the server: gunicorn takes it for a defect
+        that every worker has.
+        """
+        while self.alive and os.getppid() == self.ppid:
+            try:
+                self._contexts = Contexts(cast("Any", self.app).settings.server)
+            except OSError as error:
+                self.log.error("this worker waits for certificate files that can be used: %s", error)
+                self.notify()
+                time.sleep(TICK_SECONDS)
+            else:
+                super().load_wsgi()
+                return
+        sys.exit(0)
 
     def run(self) -> None:
         """The loop: until stopped, and then until what was begun is answered."""
@@ -230,43 +246,19 @@ class EventWorker(Worker):
         if self._leaving:  # nobody would get the answer
             return
         try:
-            data, close = self._call(connection, request)
+            self._count()
+            data, close = call(self.wsgi, self.cfg, connection, request, last=not self.alive)
         except Exception:
             self.log.exception("a request ended unexpectedly")
             data, close = refusal(500, "the KME cannot answer now"), True
         self._hand_back(connection, data, close)
 
-    def _call(self, connection: Connection, request: bytes) -> tuple[bytes, bool]:
-        """Parse ``request``, call the application; its answer as bytes, and whether the connection ends."""
-        try:
-            parsed = next(RequestParser(self.cfg, iter((request,)), connection.peer))
-        except (StopIteration, ParseException, NoMoreData):
-            return refusal(400, "the request is not valid HTTP"), True
-        sink = Sink(connection)
-        create = cast("Any", wsgi).create
-        response, environ = create(parsed, sink, connection.peer, connection.server, self.cfg)
-        environ["wsgi.multithread"] = True
-        environ["hsmkme.proxied"] = connection.proxied
-        self._count(response)
-        if connection.must_close or not self.alive:
-            response.force_close()
-        body = cast("Any", self.wsgi)(environ, response.start_response)
-        try:
-            for piece in body:
-                response.write(piece)
-            response.close()
-        finally:
-            if hasattr(body, "close"):
-                body.close()
-        return bytes(sink.written), response.should_close()
-
-    def _count(self, response: Any) -> None:
+    def _count(self) -> None:
         """After so many requests the worker makes way for a new one: the token's library leaks a little."""
         self.nr += 1
         if self.nr >= self.max_requests and self.alive:
             self.log.info("worker served %d requests and makes way for a new one", self.nr)
             self.alive = False
-            response.force_close()
 
 
 def _answering(connection: Connection, data: bytes, close: bool) -> Callable[[float], bytes | None]:
