@@ -11,7 +11,7 @@ import logging
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 from uuid import UUID
 
@@ -110,9 +110,7 @@ class Kme:
         policy.check_additional(request, caller, slave, registered, self.limits)
         slaves = (slave, *request.additional_slaves)
         peer = self._peer_of(caller, slaves, registered)
-        demand = Demand(
-            Relation.of(caller, slaves), peer, request.size, tuple(self._key_id() for _ in range(request.number))
-        )
+        demand = Demand(Relation.of(caller, slaves), peer, request.size, self._key_ids(request.number))
         retry = self._retry(again, "enc_keys", slave, request)
         known = self._answered(retry, caller)
         if known is not None:
@@ -175,8 +173,10 @@ class Kme:
 
     def _answered(self, retry: Retry | None, caller: str) -> list[OpenKey] | None:
         """The keys that this request was answered with before; None if it was not."""
-        answer = None if retry is None else self._store.answers.find(retry, self._clock())
-        if retry is None or answer is None:
+        if retry is None:
+            return None
+        answer = self._store.answers.find(retry, self._clock())
+        if answer is None:
             return None
         if answer.request != retry.request:
             raise BadRequest("this Idempotency-Key was used for another request", rule="KEY-IDEM-1")
@@ -197,9 +197,7 @@ class Kme:
                 ) from short
             except RecordFault as fault:
                 log.warning("%s: trying other keys", fault)
-                demand = Demand(
-                    demand.relation, demand.peer, demand.size, tuple(self._key_id() for _ in demand.key_ids)
-                )
+                demand = replace(demand, key_ids=self._key_ids(len(demand.key_ids)))
         raise TokenUnavailable("several blocks in turn did not open", retry_after=RETRY_UNKNOWN_SECONDS)
 
     def _peer_of(self, master: str, slaves: Sequence[str], registered: Mapping[str, Sae]) -> str:
@@ -209,6 +207,9 @@ class Kme:
         if len(peers) > 1:
             raise BadRequest("the slave SAEs are served by several KMEs", rule="SAE-MULTI-4")
         return peers.pop()
+
+    def _key_ids(self, number: int) -> tuple[UUID, ...]:
+        return tuple(self._key_id() for _ in range(number))
 
     def _key_id(self) -> UUID:
         """A UUID version 7 (RFC 9562 §5.7): time first, so that rows of one time lie together on disk."""

@@ -47,7 +47,8 @@ class Certificates:
 
     def __init__(self, server: ServerSection, proxy: ProxySection) -> None:
         self._header = "HTTP_" + proxy.header.upper().replace("-", "_")
-        self._authorities = x509.load_pem_x509_certificates(server.sae_ca.read_bytes()) if proxy.bind else []
+        authorities = x509.load_pem_x509_certificates(server.sae_ca.read_bytes()) if proxy.bind else []
+        self._proxied = PolicyBuilder().store(Store(authorities)) if authorities else None
 
     def of(self, environ: Mapping[str, Any]) -> bytes:
         """The certificate of the request; raises `NotEntitled` (SAE-CERT-1)."""
@@ -61,9 +62,9 @@ class Certificates:
 
     def _from_proxy(self, header: str) -> bytes:
         """What the proxy says it verified, verified again: it may be set up to pass on anything."""
-        if not header:
+        if not header or self._proxied is None:
             raise NotEntitled(CERTIFICATE_REQUIRED, rule="SAE-CERT-1")
-        verifier = PolicyBuilder().store(Store(self._authorities)).build_client_verifier()
+        verifier = self._proxied.build_client_verifier()  # made anew: it keeps the time at which it was made
         try:
             certificate = x509.load_pem_x509_certificate(unquote(header).encode("ascii"))
             verifier.verify(certificate, [])

@@ -9,6 +9,7 @@ from gunicorn.http import wsgi
 from gunicorn.http.errors import NoMoreData, ParseException
 from gunicorn.http.parser import RequestParser
 
+from hsmkme.api.certificates import PROXIED
 from hsmkme.server.connection import Connection
 from hsmkme.server.framing import refusal
 
@@ -47,7 +48,7 @@ def call(
     sink = Sink(connection)
     response, environ = cast("Any", wsgi).create(parsed, sink, connection.peer, connection.server, settings)
     environ["wsgi.multithread"] = True
-    environ["hsmkme.proxied"] = connection.proxied
+    environ[PROXIED] = connection.proxied
     if last or connection.must_close:
         response.force_close()
     body = application(environ, response.start_response)
