@@ -27,6 +27,7 @@ from hsmkme.errors import (
     PoolShort,
     RecordFault,
     RequestRefused,
+    StoreUnavailable,
     TokenUnavailable,
 )
 from hsmkme.fairuse import FairUse
@@ -119,7 +120,7 @@ class Kme:
         try:
             keys = self._release(demand, retry)
         except AnsweredAlready:
-            return self._answered(retry, caller) or []
+            return self._answered_meanwhile(retry, caller)
         self._fair_use.spend(demand.relation, request.number)
         return keys
 
@@ -158,7 +159,7 @@ class Kme:
         try:
             return self._custody.collect(caller, keys, f"sae:{caller}", retry, self.limits.idempotency_seconds)
         except AnsweredAlready:
-            return self._answered(retry, caller) or []
+            return self._answered_meanwhile(retry, caller)
         except KeyNotHeld:
             raise BadRequest(policy.NOT_FOUND, rule="KEY-ID-2") from None
         except RecordFault:
@@ -184,6 +185,13 @@ class Kme:
         if not all(_can_be_repeated(held.get(key_id)) for key_id in answer.key_ids):
             raise BadRequest(policy.NOT_FOUND, rule="KEY-ID-3")
         return self._custody.repeat([held[key_id].key for key_id in answer.key_ids], f"sae:{caller}")
+
+    def _answered_meanwhile(self, retry: Retry | None, caller: str) -> list[OpenKey]:
+        """The keys that another request with the same Idempotency-Key got a moment ago; never an empty answer."""
+        known = self._answered(retry, caller)
+        if known is None:
+            raise StoreUnavailable("the answer to the same request was over before it could be repeated")
+        return known
 
     def _release(self, demand: Demand, retry: Retry | None) -> list[OpenKey]:
         for _ in range(_TRIES):
