@@ -25,6 +25,7 @@
     │   ├── TokenUnavailable           the device fails: 503, heals by itself
     │   ├── RecordFault                the device works, this record does not open: quarantine
     │   ├── OperatorFault              PIN, missing or foreign objects: a person must act
+    │   │   └── ObjectMissing              not made yet, or the token lost sight of it
     │   └── TokenMisuse                a call this code should never have made
     └── AuditBroken                the log does not prove itself
 """
@@ -165,6 +166,10 @@ class RecordFault(TokenError):
 
 class OperatorFault(TokenError):
     """A person must act: wrong PIN, missing, duplicate or foreign objects, a tracing shim."""
+
+
+class ObjectMissing(OperatorFault):
+    """The token shows no object of a label: it was never made, or the token was away when it listed its objects."""
 
 
 class TokenMisuse(TokenError):

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import pkcs11
 import pytest
 
-from hsmkme.errors import OperatorFault, RecordFault, TokenMisuse, TokenUnavailable
+from hsmkme.errors import ObjectMissing, OperatorFault, RecordFault, TokenMisuse, TokenUnavailable
 from hsmkme.hsm import Token, TokenAddress, load_profile
 from hsmkme.hsm.cryptoki import CryptokiError
 from hsmkme.hsm.faults import Fault, fault_of, outward, translated
@@ -298,6 +298,24 @@ def test_a_closed_token_answers_at_once_that_it_is_logged_out(address: TokenAddr
     token.close()
     with pytest.raises(TokenUnavailable, match="logged out"):
         token.seal(block, 1)
+
+
+def test_objects_that_were_away_while_the_module_listed_them_are_found_again(
+    counted: Token, address: TokenAddress, sealed: SealedBlock, softhsm: Path, tmp_path: Path
+) -> None:
+    key = key_of(part_of(sealed))
+    due = open_bytes(counted, key)
+    files = [file for file in softhsm.parent.glob("tokens/*/*.object") if file.name != "token.object"]
+    try:
+        for number, file in enumerate(files):
+            file.rename(tmp_path / str(number))
+        finalise_the_module(address)
+        with pytest.raises(ObjectMissing, match="no SECRET_KEY labelled 'master/1': run the ceremony"):
+            counted.prove(1)
+    finally:
+        for number, file in enumerate(files):
+            (tmp_path / str(number)).rename(file)
+    assert open_bytes(counted, key) == due
 
 
 # A login is killed ------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from typing import Any, Final
 from pkcs11 import Attribute, KeyType, MechanismFlag, ObjectClass
 from pkcs11.mechanisms import Mechanism
 
-from hsmkme.errors import OperatorFault
+from hsmkme.errors import ObjectMissing, OperatorFault
 from hsmkme.hsm import sealing, templates
 
 AUDIT_LABEL: Final = "audit"
@@ -25,7 +25,7 @@ def find_object(session: Any, label: str, kind: ObjectClass) -> Any:
     found = list(session.get_objects({Attribute.LABEL: label, Attribute.CLASS: kind, Attribute.TOKEN: True}))
     if not found:
         _require_login(session)
-        raise OperatorFault(f"the token has no {kind.name} labelled {label!r}: run the ceremony that makes it")
+        raise ObjectMissing(f"the token has no {kind.name} labelled {label!r}: run the ceremony that makes it")
     if len(found) > 1:
         raise OperatorFault(f"the token has {len(found)} objects labelled {label!r}: remove the wrong one")
     return found[0]

@@ -11,7 +11,7 @@ from typing import Final, TypeVar
 
 import pkcs11
 
-from hsmkme.errors import OperatorFault, TokenError, TokenUnavailable
+from hsmkme.errors import ObjectMissing, OperatorFault, TokenError, TokenUnavailable
 from hsmkme.hsm.cryptoki import CryptokiError
 from hsmkme.hsm.faults import Fault, fault_of, outward
 from hsmkme.hsm.session import Lane, Sessions
@@ -31,6 +31,7 @@ class Runner:
         self._down_until: float | None = None
         self._stopped: str | None = None
         self._answered_at: float | None = None
+        self._listed_at: float | None = None
 
     @property
     def answered_lately(self) -> bool:
@@ -45,10 +46,20 @@ class Runner:
             return self._attempt(doing, verb)
         except _HandlesLostError:
             self._reset(generation, hard=False)
+        except ObjectMissing:
+            if not self._may_list_again():
+                raise
+            self._reset(generation, hard=True)
         try:
             return self._attempt(doing, verb)
         except _HandlesLostError as error:
             raise self._device_failed(doing, error) from error
+
+    def _may_list_again(self) -> bool:
+        """A module lists the objects when it is initialised, none if the token was away just then: once a pause."""
+        last, now = self._listed_at, self._clock()
+        self._listed_at = now if last is None or now - last > PAUSE_SECONDS else last
+        return self._listed_at != last
 
     def _attempt(self, doing: str, verb: Callable[[Lane], Result]) -> Result:
         try:
