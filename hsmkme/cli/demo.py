@@ -1,4 +1,4 @@
-"""demo: a KME on this machine, to look at or to drive."""
+"""demo: KMEs on this machine, to look at or to drive."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.table import Table
+from rich.table import Column, Table
 
 from hsmkme import bootstrap
 from hsmkme import config as configuration
@@ -23,12 +23,12 @@ DIRECTORY = click.argument("directory", metavar="DIR", type=click.Path(file_okay
 
 @click.group()
 def demo() -> None:
-    """A KME with SoftHSM and a development CA in one directory. Not for production."""
+    """KMEs with SoftHSM and development CAs in one directory. Not for production."""
 
 
 @demo.command()
 @DIRECTORY
-@click.option("--port", default=8443, show_default=True, help="TCP port on localhost.")
+@click.option("--port", default=8443, show_default=True, help="TCP port of the first KME on localhost.")
 @click.option("--kmes", type=click.IntRange(1, 3), default=1, show_default=True, help="How many KMEs in a new DIR.")
 @click.option("--saes", type=click.IntRange(min=2), default=3, show_default=True, help="How many SAEs.")
 @click.option("--keys", type=click.IntRange(min=0), default=10_000, show_default=True, help="Keys in a new pool.")
@@ -93,7 +93,8 @@ def _show_log(kme: dict[str, Any], key_ids: list[str]) -> None:
     """What the audit log of one KME says of some keys."""
     store = bootstrap.open_store(configuration.load(Path(kme["config"])))
     title = f"The audit log of {kme['id']} on {'this key' if len(key_ids) == 1 else 'these keys'}"
-    table = Table("row", "time", "event", "actor", "key_ID", box=None, header_style="bold", title=title)
+    key_column = Column("key_ID", overflow="fold")
+    table = Table("row", "time", "event", "actor", key_column, box=None, header_style="bold", title=title)
     for row in store.log.latest(100, "key."):
         facts = json.loads(row.text)
         for key_id in set(key_ids).intersection(facts.get("key_IDs", [])):

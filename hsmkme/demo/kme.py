@@ -218,8 +218,7 @@ class DemoKme:
                 f"{self.kme_id}: {arguments[0]}: {why}\n"
                 f"If an earlier start was interrupted: remove {self.directory} and start again"
             )
-        for line in done.stdout.splitlines():
-            self.say(f"{self.kme_id}: {line}")
+        self.say(f"{self.kme_id}: {done.stdout.splitlines()[0]}")
 
     def describe(self, pids: list[int]) -> dict[str, Any]:
         """Its entry in ``demo.json``."""

@@ -110,7 +110,7 @@ def _start(kme: DemoKme, command: str) -> int:
 
 
 def _refuse_taken_ports(ports: list[int]) -> None:
-    taken = [str(port) for port in ports if _taken(port)]
+    taken = [str(port) for port in sorted(ports) if _taken(port)]
     if taken:
         which = f"port {taken[0]} is" if len(taken) == 1 else f"ports {', '.join(taken)} are"
         raise OperatorFault(f"{which} taken: stop what uses it or name another with --port")

@@ -25,7 +25,7 @@ def wait_until_ready(world: World, all_run: Callable[[], bool]) -> None:
     _wait(world, all_run, _silent, ANSWER_SECONDS)
     if world.kmes > 1:
         world.say("every KME answers; the ends of each link compare what they hold")
-        _wait(world, all_run, _unready_links, LINK_SECONDS)
+        _wait(world, all_run, unready_links, LINK_SECONDS)
         world.say("every link is open, and both of its ends hold the same blocks")
 
 
@@ -51,7 +51,7 @@ def _silent(world: World) -> list[str]:
     ]
 
 
-def _unready_links(world: World) -> list[str]:
+def unready_links(world: World) -> list[str]:
     """Which links are not open, and which have blocks that the other end did not confirm."""
     return [finding for kme in world.members for finding in _unready_links_of(kme)]
 
@@ -74,14 +74,15 @@ def _unready_links_of(kme: DemoKme) -> list[str]:
 
 
 def _complaint(world: World, lacking: list[str]) -> str:
-    logs = [path for kme in world.members for path in sorted(kme.home.glob("*.log"))]
-    serving = next((kme for kme in world.members if any(kme.kme_id in finding for finding in lacking)), None)
-    tail = _tail(serving.home / "serve.log") if serving else ""
-    return f"the demo is not ready: {'; '.join(lacking)}; see {', '.join(map(str, logs))}\n{tail}"
+    """What is missing, and how the logs of the KMEs concerned end."""
+    concerned = [kme for kme in world.members if any(finding.startswith(kme.kme_id) for finding in lacking)]
+    logs = [path for kme in concerned for path in sorted(kme.home.glob("*.log"))]
+    ends = [f"{path}:\n{_tail(path)}" for path in logs]
+    return "\n".join([f"the demo is not ready: {'; '.join(lacking)}", *ends])
 
 
 def _tail(path: Path) -> str:
-    return "\n".join(path.read_text(errors="replace").splitlines()[-15:]) if path.exists() else ""
+    return "\n".join(path.read_text(errors="replace").splitlines()[-8:])
 
 
 def _answers(kme: DemoKme, ca: Path) -> bool:

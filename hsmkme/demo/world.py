@@ -6,6 +6,7 @@ import itertools
 import secrets
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -81,8 +82,7 @@ class World:
         with ThreadPoolExecutor(self.kmes) as beside:
             for done in [beside.submit(self._complete, kme) for kme in self.members]:
                 done.result()
-        for path in self._shared_secrets():
-            path.unlink(missing_ok=True)
+        self._forget_shared_secrets()
         self._enrol(authority)
 
     # Links -----------------------------------------------------------------------------------------------
@@ -106,14 +106,19 @@ class World:
         """Before the first ceremony of all: from then on it is for both ends to get them, in whatever run."""
         if any(kme.has_token for kme in self.members):
             return
-        (self.directory / "links").mkdir(exist_ok=True, mode=0o700)
-        for path in self._shared_secrets():
-            path.unlink(missing_ok=True)
+        self._forget_shared_secrets()
+        (self.directory / "links").mkdir(mode=0o700, exist_ok=True)
         for kme in self.members:
             for peer in (peer for peer in kme.peers if peer.number > kme.number):
                 write_private(self._component(kme.link_to(peer)), secrets.token_hex(LINK_KEY_BYTES).encode())
                 write_private(self._seed(kme, kme.link_to(peer)), secrets.token_bytes(32))
             write_private(self._seed(kme, LOCAL_LINK), secrets.token_bytes(32))
+
+    def _forget_shared_secrets(self) -> None:
+        for path in self._shared_secrets():
+            path.unlink(missing_ok=True)
+        with suppress(OSError):
+            (self.directory / "links").rmdir()
 
     def _complete(self, kme: DemoKme) -> None:
         """Ceremonies and first deposits of one KME, as far as they are due."""
