@@ -21,8 +21,8 @@ LAYERS: Mapping[int, frozenset[str]] = {
     4: frozenset({"kme", "relay", "intake", "upkeep"}),
     3: frozenset({"custody"}),
     2: frozenset({"hsm", "store", "audit"}),
-    1: frozenset({"config", "policy", "fairuse"}),
-    0: frozenset({"errors", "states", "words", "model", "fitting", "__init__"}),
+    1: frozenset({"config", "fitting", "policy", "fairuse"}),
+    0: frozenset({"errors", "states", "words", "model", "__init__"}),
 }
 LAYER_OF = {unit: layer for layer, units in LAYERS.items() for unit in units}
 STRANGERS = (5, 2)
