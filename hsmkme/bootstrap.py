@@ -19,6 +19,7 @@ from flask import Flask
 from hsmkme import config as configuration
 from hsmkme.api import create_app
 from hsmkme.api.opening import Opening
+from hsmkme.api.peer import create_peer_app
 from hsmkme.audit import AuditChain
 from hsmkme.config import Config, TokenSection
 from hsmkme.custody import Custody
@@ -150,13 +151,27 @@ def forbid_core_dumps() -> None:
 
 
 def application() -> Opening:
-    """The WSGI application for the configuration that HSMKME_CONFIG names."""
+    """The WSGI application of the SAE side, for the configuration that HSMKME_CONFIG names."""
+    return Opening(partial(_opened, _configured()))
+
+
+def peer_application() -> Opening:
+    """The WSGI application of the peers' side, for the configuration that HSMKME_CONFIG names."""
+    return Opening(partial(_opened_for_peers, _configured()))
+
+
+def _configured() -> Path:
     path = os.environ.get(CONFIG_VARIABLE)
     if not path:
         raise OperatorFault(f"set {CONFIG_VARIABLE} to the path of the configuration file")
-    return Opening(partial(_opened, Path(path)))
+    return Path(path)
 
 
 def _opened(path: Path) -> Flask:
     parts = open_parts(path)
-    return create_app(parts.config, parts.kme())
+    return create_app(parts.config, parts.kme(), time.time)
+
+
+def _opened_for_peers(path: Path) -> Flask:
+    forbid_core_dumps()
+    return create_peer_app(configuration.load(path), time.time)

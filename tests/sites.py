@@ -34,6 +34,13 @@ peer = "kme-1"
 id = "far"
 peer = "kme-2"
 key_bits = 128
+[peering]
+certificate = "peer-cert.pem"
+key = "peer-key.pem"
+ca = "peer-ca.pem"
+[[peer]]
+id = "kme-2"
+url = "https://localhost:9444"
 """
 
 
