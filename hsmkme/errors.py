@@ -187,7 +187,11 @@ class PeerError(HsmkmeError):
 
 
 class PeerUnavailable(PeerError):
-    """The peer does not answer, or not in time; nothing is known of what became of the message."""
+    """The peer does not answer, or not in time; unless it was not ``asked``, nothing is known of the message."""
+
+    def __init__(self, message: str, *, asked: bool = True) -> None:
+        super().__init__(message)
+        self.asked = asked
 
 
 class PeerRefused(PeerError):

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 from flask import Flask, Response, abort, request
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from hsmkme.api.peer_identity import PeerCallers
 from hsmkme.api.problems import answer, http_problem, problem, unexpected
 from hsmkme.api.requests import path_of
 from hsmkme.config import Config
-from hsmkme.errors import HsmkmeError
+from hsmkme.errors import HsmkmeError, PeerRefused
+from hsmkme.messages.signing import FIELDS, PREFIX
 from hsmkme.model import Clock
+from hsmkme.peering import Peering
 
-PREFIX: Final = "/kme-peer/v1/"
 
-
-def create_peer_app(config: Config, wall: Clock) -> Flask:
+def create_peer_app(config: Config, peering: Peering, wall: Clock) -> Flask:
     """The WSGI application of the peers' side; ``wall`` is the time of day, in seconds since 1970, UTC.
 
     Raises `ConfigRefused` without ``[peering]``.
@@ -25,7 +23,7 @@ def create_peer_app(config: Config, wall: Clock) -> Flask:
     app = Flask("hsmkme.peer", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = config.required_peering().max_body_bytes
     app.url_map.merge_slashes = False
-    serve(app, PeerCallers(config, wall))
+    serve(app, peering, PeerCallers(config, wall))
     app.register_error_handler(HsmkmeError, problem)
     app.register_error_handler(HTTPException, http_problem)
     app.register_error_handler(Exception, unexpected)
@@ -38,12 +36,24 @@ def create_peer_app(config: Config, wall: Clock) -> Flask:
     return app
 
 
-def serve(app: Flask, callers: PeerCallers) -> None:
+def serve(app: Flask, peering: Peering, callers: PeerCallers) -> None:
     """Let ``app`` answer what stands under ``/kme-peer/v1/``, to configured peers alone."""
 
     @app.before_request
     def dispatch() -> Response | None:
-        if not path_of(request).startswith(PREFIX):
+        path = path_of(request)
+        if not path.startswith(PREFIX):
             return None
-        callers.of(request.environ)
-        abort(404, description="no such call")
+        peer, call = callers.of(request.environ), path.removeprefix(PREFIX)
+        if call not in peering.calls:
+            abort(404, description="no such call")
+        if request.method != "POST":
+            raise MethodNotAllowed(valid_methods=["POST"], description=f"{call} takes POST")
+        try:
+            headers = {name: request.headers.get(name, "") for name in FIELDS}
+            said = peering.answer(peer, call, headers, request.get_data())
+        except PeerRefused as refusal:
+            return answer({"message": str(refusal)}, 400)
+        response = answer(said.body, said.status)
+        response.headers.extend(said.headers)
+        return response

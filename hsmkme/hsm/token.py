@@ -21,7 +21,7 @@ from pkcs11.util.ec import encode_ec_public_key
 from hsmkme.errors import RecordFault, TokenUnavailable
 from hsmkme.hsm import sealing, templates
 from hsmkme.hsm.faults import Fault, fault_of
-from hsmkme.hsm.objects import AUDIT_LABEL, DIGEST_LABEL, check_value, find_object, master_label
+from hsmkme.hsm.objects import AUDIT_LABEL, DIGEST_LABEL, check_value, find_object, link_label, master_label
 from hsmkme.hsm.profiles import TokenAddress
 from hsmkme.hsm.running import Runner
 from hsmkme.hsm.session import Lane, PinSource, Sessions
@@ -38,6 +38,7 @@ from hsmkme.model import (
 
 SIGNATURE_BYTES: Final = 64
 DIGEST_BYTES: Final = 32
+TAG_BYTES: Final = 16
 
 _PROOF: Final = RawBlock(BlockName("sentinel", "sentinel"), 256, KeyMaterial(bytes(range(32))))
 
@@ -79,6 +80,19 @@ class Token:
     def digest(self, block: RawBlock) -> bytes:
         """A keyed tag of the block's bytes, 32 bytes: finds the same bytes again, says nothing of them to a thief."""
         return self._runner.run("reading a digest", lambda lane: self._digest(lane, block))
+
+    def confirmation_tag(self, block: RawBlock) -> bytes:
+        """16 bytes by the key of the block's link: the other end makes the same of the same block, nobody else can."""
+        return self.link_mac(block.name.link_id, sealing.tag_input(block))[:TAG_BYTES]
+
+    def link_mac(self, link_id: str, data: bytes) -> bytes:
+        """HMAC-SHA256 by the key that both ends of a link hold, 32 bytes."""
+
+        def sign(lane: Lane) -> bytes:
+            key = self._object(lane, link_label(link_id), ObjectClass.SECRET_KEY, templates.LINK)
+            return _sized(bytes(key.sign(data, mechanism=Mechanism.SHA256_HMAC)), DIGEST_BYTES)
+
+        return self._runner.run("signing for a peer", sign)
 
     def sign(self, digest: bytes) -> bytes:
         """ECDSA P-256 by the audit key over a SHA-256 digest; 64 bytes, r ‖ s."""

@@ -18,6 +18,9 @@ from uuid import UUID
 from hsmkme.errors import PeerRefused
 
 PREFIX: Final = "/kme-peer/v1/"
+FIELDS: Final = ("Content-Digest", "KME-ID", "KME-Seq", "KME-Incarnation", "Signature-Input", "Signature")
+"""The headers of a message."""
+
 VERSION: Final = "kme-peer/1"
 LIFE_SECONDS: Final = 30
 """How long a message may be under way."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hsmkme.model import Clock
 from hsmkme.store import schema
-from hsmkme.store.agreed import Agreed, Offer
+from hsmkme.store.agreed import Agreed, NewIds, Offer
 from hsmkme.store.answers import Answer, Answers
 from hsmkme.store.blocks import Blocks, Outcome
 from hsmkme.store.database import Chain, Database, connect, spoken, turn
@@ -18,6 +18,7 @@ from hsmkme.store.log import Log
 from hsmkme.store.outbox import Draft, Outbox
 from hsmkme.store.reconciling import Reconciling
 from hsmkme.store.registry import Registry
+from hsmkme.store.sharing import Sharing
 from hsmkme.store.veins import Vein
 from hsmkme.store.views import Views
 
@@ -33,12 +34,14 @@ __all__ = [
     "LinkState",
     "Links",
     "Log",
+    "NewIds",
     "Offer",
     "Outbox",
     "Outcome",
     "Receipt",
     "Reconciling",
     "Registry",
+    "Sharing",
     "Store",
     "Vein",
     "Views",
@@ -56,6 +59,7 @@ class Store:
         self.links = Links(self._database)
         self.inbox = Inbox(self._database)
         self.outbox = Outbox(self._database)
+        self.sharing = Sharing(self._database)
         self.reconciling = Reconciling(self._database)
         self.registry = Registry(self._database)
         self.log = Log(self._database)

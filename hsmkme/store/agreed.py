@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 from uuid import UUID
 
-from hsmkme.errors import KeyNotHeld, LinkFrozen, PoolShort
+from hsmkme.errors import KeyNotHeld, LinkFrozen, PeerUnavailable, PoolShort
 from hsmkme.messages.bodies import Assign, AssignedKey, Place
 from hsmkme.model import Demand, Entry, Part, Relation, Retry, SealedKey, segment_bytes
 from hsmkme.states import KeyState
@@ -26,6 +26,9 @@ DEPTH_MOST: Final = 128
 
 BUSY_SECONDS: Final = 10
 """A relation that comes back within this time is given more ahead; one that stays away much longer, nothing."""
+
+AWAY_SECONDS: Final = 8
+"""A peer that was not heard of for so long is away: nothing is claimed that it would have to confirm."""
 
 NewIds = Callable[[int], tuple[UUID, ...]]
 """Makes so many new key_IDs."""
@@ -86,6 +89,8 @@ class Agreed:
             relation = relation_id(transaction, demand.relation)
             vein = _vein(transaction, demand)
             ahead = new_ids(min(_depth(transaction, relation, demand), vein.keys - wanted))
+            if not demand.key_ids and not ahead:
+                raise PoolShort(0, 0.0)
             keys, places = _claimed(transaction, vein, demand, (*demand.key_ids, *ahead))
             now = transaction.now()
             transaction.executemany(
@@ -188,11 +193,19 @@ def _vein(transaction: Transaction, demand: Demand) -> Vein:
     veins = veins_of(transaction.connection, demand.peer, demand.size)
     for vein in veins:
         if vein.keys >= len(demand.key_ids):
+            _require_in_touch(transaction, vein.link_id)
             return vein
     frozen = transaction.execute("SELECT link_id, why FROM link WHERE peer = ?", (demand.peer,)).fetchall()
     if frozen and all(why != OPEN for _, why in frozen):
         raise LinkFrozen(f"every link to {demand.peer} is frozen: {dict(frozen)}")
     raise PoolShort(max((vein.keys for vein in veins), default=0), key_rate(transaction, demand))
+
+
+def _require_in_touch(transaction: Transaction, link_id: str) -> None:
+    """Claim nothing that the peer cannot confirm: what is offered once and not accepted is burnt."""
+    row = transaction.execute("SELECT heard FROM far_end WHERE link_id = ?", (link_id,)).fetchone()
+    if row is None or row[0] < transaction.now() - AWAY_SECONDS:
+        raise PeerUnavailable(f"the peer of link {link_id} was not heard of lately", asked=False)
 
 
 def _claimed(

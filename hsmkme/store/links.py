@@ -87,6 +87,15 @@ class Links:
         with self._database.write(logged=False) as transaction:
             note_far_end(transaction, link_id, standing.incarnation, standing.log_rows, standing.ready)
 
+    def block_size(self, link_id: str, key_bits: int) -> int:
+        """How many keys the latest block of a size has; 1 if there is none."""
+        with self._database.read() as connection:
+            row = connection.execute(
+                "SELECT key_count FROM block WHERE link_id = ? AND key_bits = ? ORDER BY block_pk DESC LIMIT 1",
+                (link_id, key_bits),
+            ).fetchone()
+        return int(row[0]) if row else 1
+
     def renew(self, link_id: str, entry: Entry) -> None:
         """Begin a new incarnation after a reconciliation: messages of before are refused everywhere."""
         with self._database.write() as transaction:

@@ -46,6 +46,11 @@ class Reconciling:
             )
             return [block_id for (block_id,) in rows]
 
+    def holds(self, link_id: str, block_id: str) -> bool:
+        """Whether a block is or was here."""
+        with self._database.read() as connection:
+            return _pk(connection, link_id, block_id) is not None
+
     def report(self, link_id: str, block_ids: Sequence[str], after: str) -> Report:
         """What this end knows of blocks, and the ids of its live ones after ``after``."""
         live = self.live(link_id, after, LIST + 1)
