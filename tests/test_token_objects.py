@@ -72,6 +72,11 @@ DIGEST = {
     **LOCKED_IN,
     "CKA_ALLOWED_MECHANISMS": ["CKM_SHA256_HMAC"],
 }
+LINK = {
+    **DIGEST,
+    # Its value came from outside: the token does not vouch for its past.
+    **dict.fromkeys(("CKA_LOCAL", "CKA_ALWAYS_SENSITIVE", "CKA_NEVER_EXTRACTABLE"), "FALSE"),
+}
 AUDIT_PRIVATE = {
     "CKA_CLASS": "CKO_PRIVATE_KEY",
     "CKA_KEY_TYPE": "CKK_EC",
@@ -178,10 +183,11 @@ def test_the_ceremony_makes_nothing_else(ceremony_objects: list[dict[str, Any]])
     [
         (templates.MASTER, MASTER),
         (templates.DIGEST, DIGEST),
+        (templates.LINK, LINK),
         (templates.AUDIT_PRIVATE, AUDIT_PRIVATE),
         (templates.AUDIT_PUBLIC, AUDIT_PUBLIC),
     ],
-    ids=["master", "digest", "audit", "audit-public"],
+    ids=["master", "digest", "link", "audit", "audit-public"],
 )
 def test_what_is_written_down_is_what_the_templates_say(template: templates.Template, expected: dict[str, Any]) -> None:
     flags = {f"CKA_{kind.name}": str(value).upper() for kind, value in template.items() if isinstance(value, bool)}
