@@ -1,0 +1,1 @@
+"""Two KMEs and the link between them."""
