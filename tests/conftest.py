@@ -26,10 +26,13 @@ from pathlib import Path
 from hsmkme.ceremony import steps
 from hsmkme.ceremony.transcript import Transcript
 from hsmkme.hsm import TokenAddress, load_profile
+from hsmkme.model import KeyMaterial
 label, conf, transcript, pin, so_pin = sys.argv[1:]
 profile = load_profile("softhsm-2.6")
 address = TokenAddress(profile, Path(profile.module), label, softhsm_conf=Path(conf))
 steps.first(address, lambda: so_pin, lambda: pin, Transcript(Path(transcript), time.time))
+component = KeyMaterial(bytes(range(32)))  # the same in every token of the tests: they are each other's far end
+steps.link(address, lambda: pin, "far", [component], Transcript(Path(transcript + ".link"), time.time))
 """
 
 
