@@ -44,7 +44,7 @@ def up(directory: Path, port: int, kmes: int, saes: int, keys: int, workers: int
     if as_json:
         click.echo(json.dumps(description))
     else:
-        console.print(f"[green]ready[/green] at {_urls(description)}; see {directory / 'demo.json'}")
+        console.print(f"[green]ready[/green] at {_urls(description)}; see {directory / 'demo.json'}", soft_wrap=True)
 
 
 @demo.command()

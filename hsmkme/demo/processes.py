@@ -37,7 +37,7 @@ def up(world: World) -> dict[str, Any]:
     _write(world.description_path, description)
     try:
         wait_until_ready(world, lambda: pids_of(world.directory) == _started(world.directory))
-    except OperatorFault:
+    except (OperatorFault, KeyboardInterrupt):
         down(world.directory)
         raise
     return description

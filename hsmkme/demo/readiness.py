@@ -15,6 +15,7 @@ from hsmkme.demo.world import World
 from hsmkme.errors import OperatorFault, StoreError
 
 ANSWER_SECONDS: Final = 60
+"""How long one KME may take to answer; several share the machine."""
 LINK_SECONDS: Final = 180
 _POLL_SECONDS: Final = 0.1
 _TELL_SECONDS: Final = 2.0
@@ -22,7 +23,7 @@ _TELL_SECONDS: Final = 2.0
 
 def wait_until_ready(world: World, all_run: Callable[[], bool]) -> None:
     """Return when ``world`` is ready; raises `OperatorFault` that says what is not, when a process ended or in time."""
-    _wait(world, all_run, _silent, ANSWER_SECONDS)
+    _wait(world, all_run, _silent, ANSWER_SECONDS * world.kmes)
     if world.kmes > 1:
         world.say("every KME answers; the ends of each link compare what they hold")
         _wait(world, all_run, unready_links, LINK_SECONDS)
@@ -30,14 +31,15 @@ def wait_until_ready(world: World, all_run: Callable[[], bool]) -> None:
 
 
 def _wait(world: World, all_run: Callable[[], bool], missing: Callable[[World], list[str]], seconds: float) -> None:
-    started = told = time.monotonic()
+    started = told_at = time.monotonic()
+    told: list[str] = []
     while lacking := missing(world):
         now = time.monotonic()
         if not all_run() or now - started > seconds:
             raise OperatorFault(_complaint(world, lacking))
-        if now - told > _TELL_SECONDS:
+        if lacking != told and now - told_at > _TELL_SECONDS:
             world.say(f"waiting: {'; '.join(lacking)}")
-            told = now
+            told, told_at = lacking, now
         time.sleep(_POLL_SECONDS)
 
 
