@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
 from hsmkme.errors import StoreError
 from hsmkme.messages.bodies import Hello, Standing
 from hsmkme.model import Entry
-from hsmkme.store.database import Database, Transaction, head_of
+from hsmkme.store.database import Database, Transaction, head_of, spoken, turn
 from hsmkme.store.outbox import OPEN
 
 STARTING: Final = "starting"
@@ -75,6 +77,36 @@ class Links:
         """Open a link that was frozen for the reason ``why``; False if it was not."""
         with self._database.write() as transaction:
             return reopen(transaction, link_id, why, entry)
+
+    def halt(self, link_id: str, entry: Entry) -> str:
+        """Freeze an open link until an operator thaws it; gives the reason for which it was frozen before, if any."""
+        with self._database.write() as transaction:
+            was = state_in(transaction, link_id).why
+            if was == OPEN:
+                freeze(transaction, link_id, OPERATOR, entry)
+            return was
+
+    def thaw(self, link_id: str, becomes: str, entry: Entry) -> str:
+        """End what `halt` did: the link is frozen for the reason ``becomes``, or open; gives the reason before.
+
+        One that was frozen for another reason stays as it is.
+        """
+        with self._database.write() as transaction:
+            was = state_in(transaction, link_id).why
+            if was == OPERATOR and becomes == OPEN:
+                reopen(transaction, link_id, OPERATOR, entry)
+            elif was == OPERATOR:
+                freeze(transaction, link_id, becomes, entry)
+            return was
+
+    @contextmanager
+    def turn(self, link_id: str, *, wait: bool = True) -> Iterator[bool]:
+        """Greet or reconcile the peer of a link as the only process of this KME that does so now.
+
+        Gives False when another does and this one does not ``wait``.
+        """
+        with spoken(), turn(self._database.path, f"{link_id}.turn", wait=wait) as taken:
+            yield taken
 
     def begin(self, peer_links: list[str], entry: Entry) -> None:
         """The service starts: nothing is claimed until each peer has said that this store is no old copy."""
