@@ -12,7 +12,7 @@ from typing import Any, Final, TypeVar
 
 import click
 from rich.console import Console
-from rich.table import Column, Table
+from rich.table import Table
 
 from hsmkme import bootstrap
 from hsmkme import config as configuration
@@ -69,8 +69,9 @@ def show(rows: Sequence[Mapping[str, object]], columns: Iterable[str], *, as_jso
         click.echo(json.dumps(list(rows), default=str))
         return
     names = list(columns)
-    columns = (Column(name.replace("_", " "), overflow="fold") for name in names)
-    table = Table(*columns, box=None, header_style="bold", pad_edge=False)
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name in names:
+        table.add_column(name.replace("_", " "), overflow="fold")
     for row in rows:
         table.add_row(*("" if row.get(name) is None else str(row.get(name)) for name in names))
     wide = console if console.is_terminal else Console(highlight=False, width=PAGE_COLUMNS)
