@@ -107,6 +107,11 @@ class Custody:
         """Void an offer. Durable writes: one commit with key rows, the message to the peer and audit row."""
         self._store.agreed.withdraw(offer, Entry("key.void", actor, {"reason": reason}))
 
+    def alarm_of_peer(self, link_id: str, reason: str) -> None:
+        """Record that the other end of a link said what it should never say. Durable writes: one commit."""
+        log.error("ALARM link %s: %s", link_id, reason)
+        self._store.log.append(Entry("alarm.peer-answer", "kme", {"link": link_id, "reason": reason}))
+
     def link_mac(self, link_id: str, data: bytes) -> bytes:
         """What proves to the other end of a link that ``data`` comes from this one, 32 bytes."""
         return self._token.link_mac(link_id, data)
