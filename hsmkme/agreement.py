@@ -85,10 +85,14 @@ class Agreement:
             result = self._outcome(offer.draft)
         except PeerError as error:
             self._custody.withdraw(offer, type(error).__name__, "kme")
+            if isinstance(error, PeerRefused) and error.alarm:
+                self._custody.alarm_of_peer(offer.draft.link_id, str(error))
             raise
         if result in ("assigned", "already"):
             return
         self._custody.withdraw(offer, f"the peer answers {result}", "kme")
+        if result in ("conflict", "not_owner"):
+            self._custody.alarm_of_peer(offer.draft.link_id, f"the peer answers {result} to an assign")
         if result == "frozen":
             raise LinkFrozen(f"link {offer.draft.link_id} is frozen at the peer")
         raise PeerRefused(f"the peer does not accept the keys: {result}", alarm=result in ("conflict", "not_owner"))

@@ -92,7 +92,7 @@ class Parts:
 
     def upkeep(self) -> Upkeep:
         """The duties."""
-        return Upkeep(self.config, self.custody, self.store, time.time)
+        return Upkeep(self.config, self.custody, self.store, time.time, self.token.anchor().drop)
 
 
 def open_store(config: Config) -> Store:

@@ -30,6 +30,7 @@ class Custody:
         self._store = store
         self._clock = clock
         self._epoch = self._check_epochs()
+        self._check_lineage()
 
     def _check_epochs(self) -> int:
         """Compare the check value of every epoch in use with the token's; returns the active epoch."""
@@ -43,6 +44,14 @@ class Custody:
         if active is None:
             raise OperatorFault("the store knows no active master key: run `hsmkme ceremony first`")
         return active
+
+    def _check_lineage(self) -> None:
+        """Deliver nothing anew that was delivered since a copy was made, if this store is that copy."""
+        remembered = self._token.anchored()
+        if not self._store.lineage.now().is_older_than(remembered):
+            return
+        if self._store.lineage.give_up(remembered, Entry("alarm.store-restored", "custody")):
+            log.error("ALARM this store is an old copy: keys that may have been delivered since were given up")
 
     def deposit(
         self, block: RawBlock, state: BlockState, limit: int, actor: str, *, mine: bool = True
@@ -97,6 +106,11 @@ class Custody:
     def withdraw(self, offer: Offer, reason: str, actor: str) -> None:
         """Void an offer. Durable writes: one commit with key rows, the message to the peer and audit row."""
         self._store.agreed.withdraw(offer, Entry("key.void", actor, {"reason": reason}))
+
+    def alarm_of_peer(self, link_id: str, reason: str) -> None:
+        """Record that the other end of a link said what it should never say. Durable writes: one commit."""
+        log.error("ALARM link %s: %s", link_id, reason)
+        self._store.log.append(Entry("alarm.peer-answer", "kme", {"link": link_id, "reason": reason}))
 
     def link_mac(self, link_id: str, data: bytes) -> bytes:
         """What proves to the other end of a link that ``data`` comes from this one, 32 bytes."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from hsmkme.agreement import Agreement, Sender
-from hsmkme.errors import HsmkmeError, PeerError, PoolShort
+from hsmkme.errors import HsmkmeError, PeerError, PeerRefused, PoolShort
 from hsmkme.messages.bodies import (
     Announce,
     Announced,
@@ -81,6 +81,9 @@ class Liaison:
                         self._attend(link)
                 self._say(link, "")
             except HsmkmeError as error:
+                if isinstance(error, PeerRefused) and error.alarm and self._said.get(link.link_id) != str(error):
+                    facts = {"link": link.link_id, "reason": str(error)}
+                    self._store.log.append(Entry("alarm.peer-answer", ACTOR, facts))
                 self._say(link, str(error))
 
     def probe(self, link: Link) -> Standing:
