@@ -108,7 +108,7 @@ class Liaison:
             if standing.verdict == "behind" and state.why != OPERATOR:
                 self._store.links.freeze(link.link_id, RESTORED, Entry("alarm.store-restored", ACTOR))
                 return
-            if standing.verdict == "good" and state.why == STARTING:
+            if standing.verdict == "good" and state.why == STARTING and standing.why != RESTORED:
                 self._store.links.open(link.link_id, STARTING, Entry("link.open", ACTOR))
             if state.is_open:
                 self._share(link, state, standing)

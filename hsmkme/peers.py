@@ -77,7 +77,7 @@ class Peers:
             status, headers, body = self._exchange(peer, message, signature)
         except _BROKEN as error:
             self._away_until[peer] = self._clock() + PAUSE_SECONDS
-            raise PeerUnavailable(f"{peer} does not answer {draft.call}: {type(error).__name__}") from error
+            raise PeerUnavailable(f"{peer} does not answer {draft.call}: {error or type(error).__name__}") from error
         self._check(peer, draft.link_id, status, headers, body, signature)
         if status != 200:
             raise PeerRefused(f"{peer} refuses {draft.call}: {parsed(Refusal, body).message}", alarm=False)

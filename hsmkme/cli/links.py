@@ -104,8 +104,8 @@ def link_show(link_id: str, config: str | None, as_json: bool) -> None:
 @JSON_OPTION
 def link_probe(link_id: str, config: str | None, as_json: bool) -> None:
     """Greet the other end now. Exit status 0: good; 1: behind, or refused; 75: the peer is away."""
+    asked = _to_peer(load_config(config), link_id)
     parts = bootstrap.open_parts(config_path(config))
-    asked = _to_peer(parts.config, link_id)
     liaison = parts.liaison()
     began = time.monotonic()
     standing = liaison.probe(asked)
@@ -162,9 +162,9 @@ def link_reconcile(link_id: str, yes: bool, config: str | None) -> None:
 
     Keys that were agreed and not delivered end, and so does every block that the other end does not have.
     """
-    parts = bootstrap.open_parts(config_path(config))
-    asked = _to_peer(parts.config, link_id)
-    was = parts.store.links.state(link_id).why
+    settings = load_config(config)
+    asked = _to_peer(settings, link_id)
+    was = _found(bootstrap.open_store(settings).views.links(), link_id, settings)["why"]
     if was == PEER_RESTORED:
         raise StoreError(f"{link_id}: it is for {asked.peer} to reconcile, whose store is an old copy")
     if was != RESTORED and not yes:
@@ -172,6 +172,7 @@ def link_reconcile(link_id: str, yes: bool, config: str | None) -> None:
             f"the store is not known to be an old copy (the link is {_STATES[was][0]}); reconciling it burns the keys"
             " that were agreed and not delivered. If that is what you want, say --yes"
         )
+    parts = bootstrap.open_parts(config_path(config))
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("blocks"))
     with Progress(*columns, console=console) as progress:
         task = progress.add_task(f"{asked.peer} is asked", total=None)

@@ -46,6 +46,7 @@ from hsmkme.store.links import (
     reopen,
     state_in,
 )
+from hsmkme.store.outbox import OPEN
 from hsmkme.store.rows import KeyRow, rows_of, void_rows
 
 WINDOW: Final = 4096
@@ -78,10 +79,10 @@ class Inbox:
             return _answered(connection, receipt)
 
     def hello(self, receipt: Receipt, hello: Hello, entry: Entry) -> bytes:
-        """The peer says where it stands. One that starts, and has forgotten what is known of it here, is behind.
+        """The peer says where it stands. One whose link is frozen, and who forgot what is known of it here, is behind.
 
-        While it starts it sends nothing else, so nothing can have overtaken its hello. Writes, in one commit: what
-        is known of the peer, the link's state, audit row if that changes.
+        While its link is frozen it sends nothing else, so nothing can have overtaken its hello. Writes, in one
+        commit: what is known of the peer, the link's state, audit row if that changes.
         """
         with self._database.write(logged=False) as transaction:
             here = state_in(transaction, receipt.link_id)
@@ -174,12 +175,17 @@ class Inbox:
 
 
 def _is_behind(here: LinkState, incarnation: str, hello: Hello) -> bool:
-    """Whether a peer that starts says less of itself than is known here, or is not the one that was known."""
+    """Whether a peer whose link is frozen says less of itself than is known here, or is not the one that was known.
+
+    One that does not start may have been reconciled with this end when this end's store was a younger one.
+    """
     if hello.reconciled:
         return incarnation < here.far_incarnation
-    if not here.far_incarnation or hello.why not in (STARTING, RESTORED):
+    if not here.far_incarnation or hello.why == OPEN:
         return False
-    return incarnation != here.far_incarnation or hello.sent < here.seen or hello.log_rows < here.far_log_rows
+    if incarnation != here.far_incarnation:
+        return incarnation < here.far_incarnation or hello.why in (STARTING, RESTORED)
+    return hello.sent < here.seen or hello.log_rows < here.far_log_rows
 
 
 def note_seen(transaction: Transaction, receipt: Receipt) -> None:

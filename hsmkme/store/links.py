@@ -109,15 +109,22 @@ class Links:
             yield taken
 
     def begin(self, peer_links: list[str], entry: Entry) -> None:
-        """The service starts: nothing is claimed until each peer has said that this store is no old copy."""
+        """The service starts: nothing is claimed until each peer has said that this store is no old copy.
+
+        That of a peer may have been one when a copy was made of this one: only its next hello tells.
+        """
         with self._database.write() as transaction:
             for link_id in peer_links:
-                freeze(transaction, link_id, STARTING, entry, unless=(OPERATOR, RESTORED, PEER_RESTORED))
+                freeze(transaction, link_id, STARTING, entry, unless=(OPERATOR, RESTORED))
 
     def heard(self, link_id: str, standing: Standing) -> None:
-        """Note where the peer says it stands."""
+        """Note that the peer answered. Who it is and how far it came, its own hello tells: that may be on its way."""
         with self._database.write(logged=False) as transaction:
-            note_far_end(transaction, link_id, standing.incarnation, standing.log_rows, standing.ready)
+            transaction.execute(
+                "INSERT INTO far_end (link_id, incarnation, ready, heard) VALUES (?, ?, ?, ?)"
+                " ON CONFLICT (link_id) DO UPDATE SET ready = excluded.ready, heard = excluded.heard",
+                (link_id, standing.incarnation, json.dumps(standing.ready), transaction.now()),
+            )
 
     def block_size(self, link_id: str, key_bits: int) -> int:
         """How many keys the latest block of a size has; 1 if there is none."""
