@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Final, Protocol
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 from hsmkme.custody import Custody
 from hsmkme.errors import KeyNotHeld, LinkFrozen, PeerError, PeerRefused, PeerUnavailable
-from hsmkme.messages.bodies import Assigned, AssignResult, parsed
+from hsmkme.messages.bodies import Assigned, AssignResult, Query, Report, parsed
 from hsmkme.model import Demand, OpenKey, Retry
 from hsmkme.store import Draft, NewIds, Offer
 
@@ -44,12 +44,14 @@ class Agreement:
 
     def __init__(
         self,
+        kme_id: str,
         custody: Custody,
         sender: Sender,
         new_ids: NewIds,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
+        self._kme_id = kme_id
         self._custody = custody
         self._sender = sender
         self._new_ids = new_ids
@@ -71,6 +73,16 @@ class Agreement:
         except (KeyNotHeld, LinkFrozen) as error:
             self._custody.withdraw(offer, "the link or the offer ended meanwhile", "kme")
             raise PeerUnavailable(f"agreed too late: {error}") from error
+
+    def pull(self, peer: str, key_ids: Sequence[UUID]) -> None:
+        """Ask ``peer`` for keys that it assigned and this end does not know: it may have been restored from a copy.
+
+        Only while a link to the peer is not open; on an open one this end knows every key. Raises `PeerError`.
+        """
+        for link_id in self._custody.closed_links(peer):
+            draft = self._custody.question(link_id, "keys/query", Query(key_ids=list(key_ids)))
+            reports = [key for key in parsed(Report, self._sender.send(draft)).keys if key.mine]
+            self._custody.learn(link_id, self._kme_id, reports)
 
     def stock(self, demand: Demand) -> None:
         """Agree on keys ahead of need; ``demand`` wants none now."""

@@ -175,7 +175,7 @@ class Liaison:
         known = self._known(link)
         for start in range(0, len(known), PAGE):
             asked = list(known[start : start + PAGE])
-            report = self._ask(link, "keys/query", Query(blocks=asked, after=""), Report)
+            report = self._ask(link, "keys/query", Query(blocks=asked), Report)
             self._store.reconciling.apply(
                 link.link_id, self._kme_id, asked, report.blocks, Entry("link.reconcile", ACTOR)
             )
@@ -199,7 +199,7 @@ class Liaison:
         """Tell the peer which of its live blocks are not here any more."""
         after, more = "", True
         while more:
-            report = self._ask(link, "keys/query", Query(blocks=[], after=after), Report)
+            report = self._ask(link, "keys/query", Query(after=after), Report)
             missing = [block_id for block_id in report.live if block_id not in known]
             missing = [block_id for block_id in missing if not self._store.reconciling.holds(link.link_id, block_id)]
             for start in range(0, len(missing), LIST):
