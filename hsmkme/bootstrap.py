@@ -17,8 +17,10 @@ from typing import Final
 from flask import Flask
 
 from hsmkme import config as configuration
+from hsmkme.agreement import Agreement
 from hsmkme.api import create_app
 from hsmkme.api.opening import Opening
+from hsmkme.api.peer import create_peer_app
 from hsmkme.audit import AuditChain
 from hsmkme.config import Config, TokenSection
 from hsmkme.custody import Custody
@@ -26,9 +28,13 @@ from hsmkme.drivers.spool import Spool
 from hsmkme.errors import HsmkmeError, OperatorFault
 from hsmkme.fairuse import FairUse
 from hsmkme.hsm import Token, TokenAddress, load_profile
+from hsmkme.identifiers import KeyIds
 from hsmkme.intake import Intake
 from hsmkme.kme import Kme
-from hsmkme.model import Entry
+from hsmkme.liaison import Liaison
+from hsmkme.model import Entry, Relation
+from hsmkme.peering import Peering
+from hsmkme.peers import Peers
 from hsmkme.store import Store
 from hsmkme.store.counters import Counters
 from hsmkme.upkeep import Duty, Upkeep
@@ -53,7 +59,32 @@ class Parts:
         """The key delivery service."""
         counters = Counters(self.config.store.with_name(self.config.store.name + ".counters"), time.time)
         fair_use = FairUse(self.config.fair_use, counters, self.store.log.append, time.time)
-        return Kme(self.config.kme_id, self.custody, self.store, self.config.keys, fair_use, time.time)
+        limits, new_ids = self.config.keys, KeyIds(time.time)
+        agreement = self.agreement(self.peers()) if self.config.peering else None
+        return Kme(self.config.kme_id, self.custody, self.store, limits, fair_use, time.time, new_ids, agreement)
+
+    def peers(self) -> Peers:
+        """Who sends messages to peers."""
+        return Peers(self.config, self.custody.link_mac, time.time, time.monotonic)
+
+    def agreement(self, peers: Peers) -> Agreement:
+        """Who agrees with peers on keys."""
+        return Agreement(self.custody, peers, KeyIds(time.time))
+
+    def peering(self) -> Peering:
+        """Who answers peers."""
+        return Peering(self.config.kme_id, self.config.links, self.custody, self.store, time.time)
+
+    def liaison(self) -> Liaison:
+        """Who looks after the links to peers."""
+        peers, kme_id = self.peers(), self.config.kme_id
+
+        def elsewhere(relation: Relation) -> frozenset[str]:
+            saes = self.store.registry.saes(relation.slaves)
+            return frozenset(slave for slave in relation.slaves if slave not in saes or saes[slave].kme_id != kme_id)
+
+        agreement = self.agreement(peers)
+        return Liaison(kme_id, self.config.links, self.store, peers, agreement, elsewhere, time.time)
 
     def intake(self) -> Intake:
         """Where drivers deposit."""
@@ -61,7 +92,7 @@ class Parts:
 
     def upkeep(self) -> Upkeep:
         """The duties."""
-        return Upkeep(self.config, self.custody, self.store, time.time)
+        return Upkeep(self.config, self.custody, self.store, time.time, self.token.anchor().drop)
 
 
 def open_store(config: Config) -> Store:
@@ -75,6 +106,21 @@ def open_token(config: Config) -> Token:
     """The token of ``config``, logged in."""
     section = config.token
     return Token(token_address(section), pin_source(section.pin_file), block_keys=section.block_keys)
+
+
+def begin(config: Config, *, void: bool) -> None:
+    """A process of the KME starts, perhaps on an old copy of the store: links to peers wait for what those say.
+
+    ``void``: keys that were agreed with peers and not delivered end too, as a younger copy may have delivered them.
+    """
+    store = open_store(config)
+    store.registry.admit_links(config.links, Entry("link.admit", "config"))
+    far = [link.link_id for link in config.links if link.peer != config.kme_id]
+    store.links.begin(far, Entry("link.freeze", "start"))
+    reason = Entry("key.void", "start", {"reason": "the service starts"})
+    while far and void and store.keys.void_undelivered(reason):
+        pass
+    store.close()
 
 
 def custody_of(token: Token, store: Store) -> Custody:
@@ -150,13 +196,27 @@ def forbid_core_dumps() -> None:
 
 
 def application() -> Opening:
-    """The WSGI application for the configuration that HSMKME_CONFIG names."""
+    """The WSGI application of the SAE side, for the configuration that HSMKME_CONFIG names."""
+    return Opening(partial(_opened, _configured()))
+
+
+def peer_application() -> Opening:
+    """The WSGI application of the peers' side, for the configuration that HSMKME_CONFIG names."""
+    return Opening(partial(_opened_for_peers, _configured()))
+
+
+def _configured() -> Path:
     path = os.environ.get(CONFIG_VARIABLE)
     if not path:
         raise OperatorFault(f"set {CONFIG_VARIABLE} to the path of the configuration file")
-    return Opening(partial(_opened, Path(path)))
+    return Path(path)
 
 
 def _opened(path: Path) -> Flask:
     parts = open_parts(path)
-    return create_app(parts.config, parts.kme())
+    return create_app(parts.config, parts.kme(), time.time)
+
+
+def _opened_for_peers(path: Path) -> Flask:
+    parts = open_parts(path)
+    return create_peer_app(parts.config, parts.peering(), time.time)

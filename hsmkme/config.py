@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -19,6 +18,7 @@ import limits
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, ValidationError, ValidationInfo
 
 from hsmkme.errors import ConfigRefused
+from hsmkme.fitting import Location, line_of, misfits
 from hsmkme.model import SEGMENT_BITS_STEP, Link
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
@@ -127,6 +127,29 @@ class AuditSection(_Section):
     seal_seconds: Positive = 10
 
 
+class PeeringSection(_Section):
+    """``[peering]``: the listener for other KMEs, and this KME's certificate towards them as server and as client.
+
+    The certificate names ``urn:qkd:kme:<kme_id>``; ``ca`` holds the CAs whose certificates are KMEs, and no SAE.
+    """
+
+    bind: list[str] = ["127.0.0.1:9443"]
+    certificate: FilePath
+    key: FilePath
+    ca: FilePath
+    crl: FilePath | None = None
+    workers: Positive = 1
+    threads: Positive = 8
+    max_body_bytes: Positive = 1_048_576
+
+
+class PeerSection(_Section):
+    """``[[peer]]``: a KME at the other end of links, and where its listener for peers is."""
+
+    id: Name
+    url: Annotated[str, Field(pattern=r"^https://([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?$")]
+
+
 class LinkSection(_Section):
     """``[[link]]``: a QKD link to the KME ``peer`` (this KME itself: a local link)."""
 
@@ -155,6 +178,8 @@ class Config(_Section):
     keys: KeysSection = KeysSection()
     fair_use: FairUseSection = FairUseSection()
     audit: AuditSection = AuditSection()
+    peering: PeeringSection | None = None
+    peer: list[PeerSection] = []
     link: list[LinkSection] = []
     spool: list[SpoolSection] = []
 
@@ -170,6 +195,20 @@ class Config(_Section):
                 return link
         known = ", ".join(link.link_id for link in self.links) or "none"
         raise ConfigRefused([f"no link {link_id!r} is configured; configured: {known}"])
+
+    def peer_named(self, kme_id: str) -> PeerSection:
+        """The configured peer ``kme_id``; raises `ConfigRefused` naming those that exist."""
+        for peer in self.peer:
+            if peer.id == kme_id:
+                return peer
+        known = ", ".join(peer.id for peer in self.peer) or "none"
+        raise ConfigRefused([f"no peer {kme_id!r} is configured; configured: {known}"])
+
+    def required_peering(self) -> PeeringSection:
+        """``[peering]``; raises `ConfigRefused` saying what to configure."""
+        if self.peering is None:
+            raise ConfigRefused(["[peering] is not configured; it needs certificate, key and ca: see ops/config.md"])
+        return self.peering
 
 
 def load(path: Path) -> Config:
@@ -193,7 +232,7 @@ def examine(path: Path) -> tuple[Config | None, list[str]]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         return None, [f"{path}: {error}"]
     config, wrong = _validated(tree, path.resolve().parent)
-    wrong += _misfits(tree)
+    wrong += misfits(tree, {name: KeysSection.model_fields[name].default for name in _SIZES})
     findings = [(line_of(text, location), ".".join(map(str, location)), message) for location, message in wrong]
     return config, [f"{path}:{line}: {name}: {message}" for line, name, message in sorted(findings)]
 
@@ -203,7 +242,7 @@ def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-Location = list[str | int]
+_SIZES: Final = ("min_key_size", "key_size", "max_key_size")
 _MESSAGES: Final = {"extra_forbidden": "unknown key", "missing": "is missing"}
 
 
@@ -227,43 +266,3 @@ def _leave_out(tree: Any, location: Location) -> None:
         tree = tree[step]
     if isinstance(tree, dict):
         tree.pop(location[-1], None)
-
-
-def _misfits(tree: Mapping[str, Any]) -> Iterator[tuple[Location, str]]:
-    """What fits by itself but not together. Works on any tree: the parts may be wrong as well."""
-    sizes = {name: KeysSection.model_fields[name].default for name in ("min_key_size", "key_size", "max_key_size")}
-    given = tree.get("keys")
-    sizes |= {name: given[name] for name in sizes if isinstance(given, dict) and isinstance(given.get(name), int)}
-    if list(sizes.values()) != sorted(sizes.values()):
-        yield ["keys"], "min_key_size ≤ key_size ≤ max_key_size does not hold"
-    links = [link.get("id") for link in _tables(tree, "link")]
-    for number, link_id in enumerate(links):
-        if link_id in links[:number]:
-            yield ["link", number, "id"], "another link has this id"
-    for number, spool in enumerate(_tables(tree, "spool")):
-        if isinstance(spool.get("link"), str) and spool["link"] not in links:
-            yield ["spool", number, "link"], f"no link {spool['link']!r} is configured"
-
-
-def _tables(tree: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
-    found = tree.get(name)
-    return [table for table in found if isinstance(table, dict)] if isinstance(found, list) else []
-
-
-def line_of(text: str, location: Location) -> int:
-    """The line of ``text`` on which the key or table at ``location`` stands; 1 if it does not."""
-    tables = [part for part in location if isinstance(part, str)]
-    position = next((part for part in location if isinstance(part, int)), 0)
-    lines = text.splitlines()
-    start = 0
-    if len(tables) > 1 or (tables and re.search(rf"^\s*\[+{re.escape(tables[0])}\]+", text, re.MULTILINE)):
-        header = re.compile(rf"^\s*\[+\s*{re.escape(tables[0])}\s*\]+")
-        found = [number for number, line in enumerate(lines) if header.match(line)]
-        start = found[min(position, len(found) - 1)] if found else 0
-    key = re.compile(rf"^\s*{re.escape(tables[-1])}\s*=") if tables else re.compile("$^")
-    for number in range(start, len(lines)):
-        if key.match(lines[number]):
-            return number + 1
-        if number > start and lines[number].lstrip().startswith("["):
-            break
-    return start + 1

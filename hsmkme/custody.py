@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from uuid import UUID
 
 from hsmkme.audit import export_digest, export_header, export_lines, seal_digest, signed_header, timestamp
@@ -16,7 +17,7 @@ from hsmkme.errors import AuditBroken, OperatorFault, RecordFault, StoreError, T
 from hsmkme.hsm.token import Token
 from hsmkme.model import BlockName, Clock, Demand, Entry, HeldKey, OpenKey, RawBlock, Retry, Seal, SealedKey
 from hsmkme.states import BlockState, EpochState
-from hsmkme.store import Outcome, Store
+from hsmkme.store import NewIds, Offer, Outcome, Store
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +30,7 @@ class Custody:
         self._store = store
         self._clock = clock
         self._epoch = self._check_epochs()
+        self._check_lineage()
 
     def _check_epochs(self) -> int:
         """Compare the check value of every epoch in use with the token's; returns the active epoch."""
@@ -43,13 +45,25 @@ class Custody:
             raise OperatorFault("the store knows no active master key: run `hsmkme ceremony first`")
         return active
 
-    def deposit(self, block: RawBlock, state: BlockState, limit: int, actor: str) -> Outcome:
-        """Seal a block in the token and store it.
+    def _check_lineage(self) -> None:
+        """Deliver nothing anew that was delivered since a copy was made, if this store is that copy."""
+        remembered = self._token.anchored()
+        if not self._store.lineage.now().is_older_than(remembered):
+            return
+        if self._store.lineage.give_up(remembered, Entry("alarm.store-restored", "custody")):
+            log.error("ALARM this store is an old copy: keys that may have been delivered since were given up")
+
+    def deposit(
+        self, block: RawBlock, state: BlockState, limit: int, actor: str, *, mine: bool = True
+    ) -> Outcome:
+        """Seal a block in the token and store it; one that waits for the peer gets its confirmation tag too.
 
         Durable writes: one commit with block, segments and audit row. A crash before it leaves nothing: the
         device still has the block. Raises what `store.Blocks.deposit` refuses; ``limit`` is in keys.
         """
         sealed = self._token.seal(block, self._epoch)
+        if state is BlockState.DEPOSITED:
+            sealed = replace(sealed, tag=self._token.confirmation_tag(block), mine=mine)
         return self._store.blocks.deposit(sealed, state, limit, Entry("block.deposit", actor))
 
     def release(self, demand: Demand, actor: str, retry: Retry | None = None) -> list[OpenKey]:
@@ -60,7 +74,50 @@ class Custody:
         The token answers before anything is claimed, so that a failing token burns none.
         """
         self._token.prove_if_idle(self._epoch)
-        keys = self._store.blocks.claim(demand, Entry("key.deliver", actor), retry)
+        return self._open_or_burn(self._store.blocks.claim(demand, Entry("key.deliver", actor), retry))
+
+    def deliver(self, demand: Demand, actor: str, retry: Retry | None = None) -> list[OpenKey] | None:
+        """Open keys that were agreed with the peer before; None when they are not enough.
+
+        Durable writes: as for `release`, but that the peer is told of keys that do not open.
+        """
+        self._token.prove_if_idle(self._epoch)
+        keys = self._store.agreed.deliver(demand, Entry("key.deliver", actor), retry)
+        return None if keys is None else self._open_or_burn(keys)
+
+    def offer(self, demand: Demand, new_ids: NewIds, actor: str) -> Offer:
+        """Claim keys that the peer is to confirm.
+
+        Durable writes: one commit with cursors, key rows, the number of the message and audit row. A crash after it
+        burns the keys: upkeep voids what was not confirmed in time.
+        """
+        self._token.prove_if_idle(self._epoch)
+        return self._store.agreed.offer(demand, new_ids, Entry("key.claim", actor))
+
+    def settle(self, offer: Offer, demand: Demand, actor: str, retry: Retry | None = None) -> list[OpenKey]:
+        """Open keys of an offer that the peer confirmed.
+
+        Durable writes: one commit in which they are agreed and those wanted delivered, with audit row; then as for
+        `release`.
+        """
+        event = "key.deliver" if offer.wanted else "key.agree"
+        return self._open_or_burn(self._store.agreed.settle(offer, demand, Entry(event, actor), retry))
+
+    def withdraw(self, offer: Offer, reason: str, actor: str) -> None:
+        """Void an offer. Durable writes: one commit with key rows, the message to the peer and audit row."""
+        self._store.agreed.withdraw(offer, Entry("key.void", actor, {"reason": reason}))
+
+    def alarm_of_peer(self, link_id: str, reason: str) -> None:
+        """Record that the other end of a link said what it should never say. Durable writes: one commit."""
+        log.error("ALARM link %s: %s", link_id, reason)
+        self._store.log.append(Entry("alarm.peer-answer", "kme", {"link": link_id, "reason": reason}))
+
+    def link_mac(self, link_id: str, data: bytes) -> bytes:
+        """What proves to the other end of a link that ``data`` comes from this one, 32 bytes."""
+        return self._token.link_mac(link_id, data)
+
+    def _open_or_burn(self, keys: Sequence[SealedKey]) -> list[OpenKey]:
+        """Open keys that count as delivered since the last commit; void them if that fails."""
         try:
             return self._token.open(keys)
         except TokenError as error:

@@ -27,6 +27,10 @@
     │   ├── OperatorFault              PIN, missing or foreign objects: a person must act
     │   │   └── ObjectMissing              not made yet, or the token lost sight of it
     │   └── TokenMisuse                a call this code should never have made
+    ├── PeerError
+    │   ├── PeerUnavailable            the other KME does not answer: 503, heals by itself
+    │   ├── PeerRefused                a message, or an answer, that is not to be believed
+    │   └── LinkFrozen                 nothing is claimed from the link until it is thawed or reconciled
     └── AuditBroken                the log does not prove itself
 """
 
@@ -174,6 +178,32 @@ class ObjectMissing(OperatorFault):
 
 class TokenMisuse(TokenError):
     """The token forbids the call: a defect of this code or of the token's profile."""
+
+
+class PeerError(HsmkmeError):
+    """The KME at the other end of a link, or the link itself."""
+
+    retry_after = 5
+
+
+class PeerUnavailable(PeerError):
+    """The peer does not answer, or not in time; unless it was not ``asked``, nothing is known of the message."""
+
+    def __init__(self, message: str, *, asked: bool = True) -> None:
+        super().__init__(message)
+        self.asked = asked
+
+
+class PeerRefused(PeerError):
+    """A message or an answer is refused; ``alarm`` says whether somebody should look at it at once."""
+
+    def __init__(self, message: str, *, alarm: bool) -> None:
+        super().__init__(message)
+        self.alarm = alarm
+
+
+class LinkFrozen(PeerError):
+    """The link is frozen."""
 
 
 class AuditBroken(HsmkmeError):

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from hsmkme.custody import Custody
-from hsmkme.model import BlockName, Link, RawBlock
+from hsmkme.messages.signing import owner_of
+from hsmkme.model import Link, RawBlock
 from hsmkme.states import BlockState
 from hsmkme.store import Outcome
 
@@ -48,8 +49,15 @@ class Intake:
         self._limit = limit
 
     def take(self, block: RawBlock, actor: str) -> Outcome:
-        """Deposit one block; raises `DepositRefused` and stores nothing of it then."""
-        return self._custody.deposit(block, self._first_state(block.name), self._limit, actor)
+        """Deposit one block; raises `DepositRefused` and stores nothing of it then.
+
+        A block of a link to a peer waits until the peer has the same bytes.
+        """
+        peer = self._links[block.name.link_id].peer
+        if peer == self._kme_id:  # a local link has one end: its blocks are ready at once
+            return self._custody.deposit(block, BlockState.READY, self._limit, actor)
+        mine = owner_of(block.name.link_id, block.name.block_id, self._kme_id, peer) == self._kme_id
+        return self._custody.deposit(block, BlockState.DEPOSITED, self._limit, actor, mine=mine)
 
     def run(self, driver: Driver, progress: Progress = lambda _: None) -> Tally:
         """Deposit what ``driver`` gives until it ends or a block is refused; what was taken stays."""
@@ -62,8 +70,3 @@ class Intake:
                 tally.already += 1
             progress(tally)
         return tally
-
-    def _first_state(self, name: BlockName) -> BlockState:
-        """A local link has one end: its blocks are ready at once. Others wait for the peer's confirmation."""
-        local = self._links[name.link_id].peer == self._kme_id
-        return BlockState.READY if local else BlockState.DEPOSITED

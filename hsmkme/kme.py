@@ -9,13 +9,13 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 from uuid import UUID
 
 from hsmkme import policy
+from hsmkme.agreement import Agreement
 from hsmkme.config import KeysSection
 from hsmkme.custody import Custody
 from hsmkme.errors import (
@@ -34,16 +34,21 @@ from hsmkme.fairuse import FairUse
 from hsmkme.model import Clock, Demand, Entry, HeldKey, OpenKey, Relation, Retry, Sae
 from hsmkme.policy import KeyRequest
 from hsmkme.states import KeyState
-from hsmkme.store import Store
+from hsmkme.store import NewIds, Store
 
 log = logging.getLogger(__name__)
 
 RETRY_UNKNOWN_SECONDS: Final = 30
 RETRY_MOST_SECONDS: Final = 3600
+_NAMED: Final = 16
+_NAME: Final = 64
+"""How many key_IDs, and how much of a name, of a refused request the log keeps: a stranger must not fill it."""
+
 _TRIES: Final = 3
 """How many tampered blocks one request may run into before it is told to come back."""
 
-Randomness = Callable[[int], bytes]
+Release = Callable[[Demand, str, Retry | None], list[OpenKey]]
+"""Keys for a demand, an actor and a request that may be repeated."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +82,8 @@ class Kme:
         limits: KeysSection,
         fair_use: FairUse,
         clock: Clock,
-        randomness: Randomness = os.urandom,
+        new_ids: NewIds,
+        agreement: Agreement | None = None,
     ) -> None:
         self.kme_id = kme_id
         self.limits = limits
@@ -85,33 +91,38 @@ class Kme:
         self._store = store
         self._fair_use = fair_use
         self._clock = clock
-        self._randomness = randomness
+        self._new_ids = new_ids
+        self._agreement = agreement
 
     def admit(self, caller: str) -> None:
         """Raises `NotEntitled` unless ``caller`` is registered and not revoked (SAE-ID-1, SAE-ID-2)."""
-        policy.check_caller(caller, self._store.registry.saes([caller]))
+        policy.check_caller(caller, self._store.registry.saes([caller]), self.kme_id)
 
     def status(self, caller: str, slave: str) -> Status:
         """Get status: what ``caller`` as master can have for ``slave``."""
         registered = self._store.registry.saes([caller, slave])
-        policy.check_caller(caller, registered)
+        policy.check_caller(caller, registered, self.kme_id)
         self._fair_use.admit(caller)
         policy.check_distinct(caller, slave)
         peer = self._peer_of(caller, [slave], registered)
-        veins = self._store.blocks.veins(peer, self.limits.key_size)
-        return Status(self.kme_id, peer, caller, slave, sum(vein.keys for vein in veins), self.limits)
+        stored = sum(vein.keys for vein in self._store.blocks.veins(peer, self.limits.key_size))
+        if peer != self.kme_id:
+            stored += self._store.agreed.count(Relation.of(caller, [slave]), self.limits.key_size)
+        return Status(self.kme_id, peer, caller, slave, stored, self.limits)
 
     def get_key(self, caller: str, slave: str, request: KeyRequest, again: Repeatable | None = None) -> list[OpenKey]:
         """Get key: fresh keys for ``caller`` as master, shared with ``slave`` and the additional slaves."""
         registered = self._store.registry.saes([caller, slave, *request.additional_slaves])
-        policy.check_caller(caller, registered)
+        policy.check_caller(caller, registered, self.kme_id)
         self._fair_use.admit(caller)
         policy.check_distinct(caller, slave)
         policy.check_request(request, self.limits)
         policy.check_additional(request, caller, slave, registered, self.limits)
         slaves = (slave, *request.additional_slaves)
         peer = self._peer_of(caller, slaves, registered)
-        demand = Demand(Relation.of(caller, slaves), peer, request.size, self._key_ids(request.number))
+        elsewhere = frozenset(sae for sae in slaves if registered[sae].kme_id != self.kme_id)
+        key_ids = self._new_ids(request.number)
+        demand = Demand(Relation.of(caller, slaves), peer, request.size, key_ids, elsewhere)
         retry = self._retry(again, "enc_keys", slave, request)
         known = self._answered(retry, caller)
         if known is not None:
@@ -141,7 +152,7 @@ class Kme:
         self, caller: str, master: str, key_ids: Sequence[UUID], retry: Retry | None
     ) -> list[OpenKey]:
         registered = self._store.registry.saes([caller, master])
-        policy.check_caller(caller, registered)
+        policy.check_caller(caller, registered, self.kme_id)
         self._fair_use.admit(caller)
         if len(set(key_ids)) != len(key_ids):
             raise BadRequest("a key_ID is given twice", rule="KEY-ID-5")
@@ -196,7 +207,7 @@ class Kme:
     def _release(self, demand: Demand, retry: Retry | None) -> list[OpenKey]:
         for _ in range(_TRIES):
             try:
-                return self._custody.release(demand, f"sae:{demand.relation.master}", retry)
+                return self._source(demand.peer)(demand, f"sae:{demand.relation.master}", retry)
             except PoolShort as short:
                 raise NotEnoughKeys(
                     f"{short.available} of {len(demand.key_ids)} keys are available",
@@ -205,30 +216,30 @@ class Kme:
                 ) from short
             except RecordFault as fault:
                 log.warning("%s: trying other keys", fault)
-                demand = replace(demand, key_ids=self._key_ids(len(demand.key_ids)))
+                demand = replace(demand, key_ids=self._new_ids(len(demand.key_ids)))
         raise TokenUnavailable("several blocks in turn did not open", retry_after=RETRY_UNKNOWN_SECONDS)
 
     def _peer_of(self, master: str, slaves: Sequence[str], registered: Mapping[str, Sae]) -> str:
-        """The KME that serves every one of ``slaves``; each must be allowed for ``master``."""
+        """The one other KME that serves some of ``slaves``, or this one; each must be allowed for ``master``."""
         policy.check_pairs(slaves, registered, self._store.registry.allowed(master, slaves))
-        peers = {registered[slave].kme_id for slave in slaves}
+        peers = {registered[slave].kme_id for slave in slaves} - {self.kme_id}
         if len(peers) > 1:
-            raise BadRequest("the slave SAEs are served by several KMEs", rule="SAE-MULTI-4")
-        return peers.pop()
+            raise BadRequest("the slave SAEs are served by several other KMEs", rule="SAE-MULTI-4")
+        return peers.pop() if peers else self.kme_id
 
-    def _key_ids(self, number: int) -> tuple[UUID, ...]:
-        return tuple(self._key_id() for _ in range(number))
-
-    def _key_id(self) -> UUID:
-        """A UUID version 7 (RFC 9562 §5.7): time first, so that rows of one time lie together on disk."""
-        milliseconds = int(self._clock() * 1000)
-        tail = int.from_bytes(self._randomness(10), "big")
-        value = (milliseconds & (1 << 48) - 1) << 80 | tail
-        value = value & ~(0xF << 76) | 0x7 << 76
-        return UUID(int=value & ~(0x3 << 62) | 0x2 << 62)
+    def _source(self, peer: str) -> Release:
+        """Where keys come from: this KME alone, or an agreement with a peer."""
+        if peer == self.kme_id:
+            return self._custody.release
+        if self._agreement is None:
+            raise StoreUnavailable(f"[peering] is not configured: keys cannot be agreed with {peer}")
+        return self._agreement.release
 
     def _record_refusal(self, refusal: RequestRefused, caller: str, master: str, key_ids: Sequence[UUID]) -> None:
-        facts = {"rule": refusal.rule, "master": master, "key_IDs": [str(key_id) for key_id in key_ids]}
+        named = [str(key_id) for key_id in key_ids[:_NAMED]]
+        facts: dict[str, object] = {"rule": refusal.rule, "master": master[:_NAME], "key_IDs": named}
+        if len(key_ids) > _NAMED:
+            facts["key_IDs_in_all"] = len(key_ids)
         self._store.log.append(Entry("refused.dec_keys", f"sae:{caller}", facts))
 
 

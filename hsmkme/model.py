@@ -6,7 +6,8 @@ seconds since the Unix epoch, UTC.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import json
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NoReturn
 from uuid import UUID
@@ -91,12 +92,17 @@ class BlockSeal:
 
 @dataclass(frozen=True, slots=True)
 class SealedBlock:
-    """A block as the store keeps it. ``digest`` is a keyed tag of the bytes, made in the token."""
+    """A block as the store keeps it. ``digest`` is a keyed tag of the bytes, made in the token.
+
+    On a link to a peer: ``tag`` confirms the same bytes at both ends, ``mine`` says that this end owns the block.
+    """
 
     seal: BlockSeal
     key_count: int
     segments: bytes = field(repr=False)
     digest: bytes = field(repr=False)
+    tag: bytes | None = None
+    mine: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,15 +144,39 @@ class Relation:
         """The relation of these parties, whatever the order in which the slaves were named."""
         return cls(master, tuple(sorted(slaves)))
 
+    @classmethod
+    def unpacked(cls, master: str, packed: str) -> Relation:
+        """The relation whose slaves the store keeps as ``packed``."""
+        return cls(master, tuple(json.loads(packed)))
+
+    @property
+    def packed(self) -> str:
+        """The slaves as the store keeps them."""
+        return json.dumps(self.slaves, separators=(",", ":"))
+
+
+def due_bits(relation: Relation, elsewhere: Collection[str]) -> int:
+    """Bit *i* is set when slave *i* of ``relation`` is not served ``elsewhere``."""
+    return sum(1 << place for place, slave in enumerate(relation.slaves) if slave not in elsewhere)
+
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """A claim: ``len(key_ids)`` keys of ``size`` bits for ``relation`` from links to the KME ``peer``."""
+    """A claim: ``len(key_ids)`` keys of ``size`` bits for ``relation`` from links to the KME ``peer``.
+
+    ``elsewhere`` are the slaves that the peer serves.
+    """
 
     relation: Relation
     peer: str
     size: int
     key_ids: tuple[UUID, ...]
+    elsewhere: frozenset[str] = frozenset()
+
+    @property
+    def due(self) -> int:
+        """Bit *i* is set when slave *i* of the relation is served here; -1 when all are."""
+        return due_bits(self.relation, self.elsewhere) if self.elsewhere else -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,12 +192,16 @@ class Retry:
 
 @dataclass(frozen=True, slots=True)
 class HeldKey:
-    """A claimed key as dec_keys sees it. ``collected`` says which of the relation's slaves have it."""
+    """A claimed key as dec_keys sees it. ``collected`` says which of the relation's slaves have it.
+
+    ``collectable``: its master has it, or a peer assigned it and may have given it to its master.
+    """
 
     key: SealedKey
     relation: Relation
     state: str
     collected: frozenset[str]
+    collectable: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +220,22 @@ class Link:
     link_id: str
     peer: str
     key_bits: int = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Lineage:
+    """Which store it is (16 bytes), how often it was replaced by an old copy of itself, and the rows of its log."""
+
+    store_id: bytes
+    generation: int
+    log_rows: int
+
+    def is_older_than(self, remembered: Lineage) -> bool:
+        """Whether this is an old copy of the store that is remembered."""
+        return self.store_id == remembered.store_id and (
+            self.generation < remembered.generation
+            or (self.generation == remembered.generation and self.log_rows < remembered.log_rows)
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,14 +39,15 @@ def size_rule(limits: KeysSection) -> str:
     return f"size shall be an integer from {limits.min_key_size} to {limits.max_key_size}"
 
 
-def check_caller(sae_id: str, registered: Mapping[str, Sae]) -> Sae:
-    """SAE-ID-1, SAE-ID-2: the caller is registered and not revoked."""
+def check_caller(sae_id: str, registered: Mapping[str, Sae], kme_id: str) -> None:
+    """SAE-ID-1 … 3: the caller is registered, not revoked, and served by the KME ``kme_id``, which is this one."""
     sae = registered.get(sae_id)
     if sae is None:
         raise NotEntitled(NOT_AUTHORISED, rule="SAE-ID-1")
     if sae.revoked:
         raise NotEntitled(NOT_AUTHORISED, rule="SAE-ID-2")
-    return sae
+    if sae.kme_id != kme_id:
+        raise NotEntitled(NOT_AUTHORISED, rule="SAE-ID-3")
 
 
 def check_distinct(caller: str, other: str) -> None:
@@ -110,5 +111,5 @@ def check_collectable(caller: str, master: str, wanted: Sequence[UUID], held: Ma
             raise BadRequest(NOT_FOUND, rule="KEY-ID-2")
         if key.state in ("frozen", "revoked"):
             raise BadRequest(NOT_FOUND, rule="KEY-ID-4")
-        if key.state != "delivered":
+        if not key.collectable:
             raise BadRequest(NOT_FOUND, rule="KEY-ID-3")

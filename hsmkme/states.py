@@ -66,7 +66,7 @@ BLOCK_MOVES: Final[Mapping[BlockState, frozenset[BlockState]]] = {
 
 KEY_MOVES: Final[Mapping[KeyState, frozenset[KeyState]]] = {
     KeyState.ASSIGNING: frozenset({KeyState.ASSIGNED, KeyState.VOID}),
-    KeyState.ASSIGNED: frozenset({KeyState.DELIVERED, KeyState.VOID}),
+    KeyState.ASSIGNED: frozenset({KeyState.DELIVERED, KeyState.CONSUMED, KeyState.VOID}),
     KeyState.DELIVERED: frozenset({KeyState.CONSUMED, KeyState.VOID}),
     KeyState.CONSUMED: frozenset(),
     KeyState.VOID: frozenset(),

@@ -5,14 +5,21 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Final
 
 from hsmkme.config import Config
 from hsmkme.custody import Custody
 from hsmkme.errors import HsmkmeError
-from hsmkme.model import Clock, Entry
+from hsmkme.model import Clock, Entry, Lineage
 from hsmkme.store import Store
 
 log = logging.getLogger(__name__)
+
+ABANDON_SECONDS: Final = 15
+"""An offer that is so old is given up: no request waits so long for a peer."""
+
+RETIRE_SECONDS: Final = 2
+"""How long a key that went to its master is kept: longer than opening it takes."""
 
 
 @dataclass(slots=True)
@@ -28,15 +35,22 @@ class Duty:
 class Upkeep:
     """The duties of one KME; ``clock`` is in seconds."""
 
-    def __init__(self, config: Config, custody: Custody, store: Store, clock: Clock) -> None:
+    def __init__(
+        self, config: Config, custody: Custody, store: Store, clock: Clock, drop_anchor: Callable[[Lineage], None]
+    ) -> None:
         self._config = config
         self._custody = custody
         self._store = store
         self._clock = clock
         self._sealed_at = clock()
+        self._drop_anchor = drop_anchor
+        self._anchored: Lineage | None = None
         self.duties = [
             Duty("seal", 1.0, self.seal),
+            Duty("anchor", float(config.audit.seal_seconds), self.anchor),
             Duty("expire", 60.0, self.expire),
+            Duty("abandon", 2.0, self.abandon),
+            Duty("retire", 1.0, self.retire),
             Duty("erase", 1.0, self.erase),
             Duty("scrub", 60.0, store.checkpoint),
         ]
@@ -62,13 +76,40 @@ class Upkeep:
             self._custody.seal_log()
             self._sealed_at = self._clock()
 
+    def anchor(self) -> None:
+        """Let the token remember how long the log is, if it grew: an old copy of the store is then known as one."""
+        lineage = self._store.lineage.now()
+        if lineage != self._anchored:
+            self._drop_anchor(lineage)
+            self._anchored = lineage
+
     def erase(self) -> None:
         """Erase consumed keys that were kept for requests that might be repeated."""
         while self._store.keys.erase_due(Entry("key.erase", "upkeep")):
             pass
 
+    def abandon(self) -> None:
+        """Void keys that were offered to a peer and not confirmed: whoever waited for them does so no more."""
+        before = int(self._clock()) - ABANDON_SECONDS
+        while self._store.keys.abandon(before, Entry("key.void", "upkeep", {"reason": "not confirmed"})):
+            pass
+
+    def retire(self) -> None:
+        """Erase keys that their master has and that no slave collects here."""
+        before = int(self._clock()) - max(RETIRE_SECONDS, self._config.keys.idempotency_seconds)
+        while self._store.keys.retire(before, Entry("key.retire", "upkeep")):
+            pass
+
     def expire(self) -> None:
-        """Void keys that their slaves never collected; their bytes are erased."""
+        """Void keys that their slaves never collected, and blocks and keys that a peer waits for in vain.
+
+        Keys that were agreed and not drawn end in half that time: the peer must keep them longer than this end.
+        """
         before = int(self._clock()) - self._config.keys.uncollected_seconds
+        drawn_before = int(self._clock()) - self._config.keys.uncollected_seconds // 2
+        while self._store.keys.expire_agreed(drawn_before, Entry("key.expire", "upkeep", {"reason": "not drawn"})):
+            pass
+        while self._store.sharing.expire(before, Entry("block.expire", "upkeep", {"reason": "not confirmed"})):
+            pass
         while self._store.keys.expire(before, Entry("key.expire", "upkeep", {"reason": "uncollected"})):
             pass

@@ -32,6 +32,19 @@ address = TokenAddress(profile, Path(profile.module), label, softhsm_conf=Path(c
 steps.first(address, lambda: so_pin, lambda: pin, Transcript(Path(transcript), time.time))
 """
 
+_BRING_LINK_KEY = """
+import sys, time
+from pathlib import Path
+from hsmkme.ceremony import steps
+from hsmkme.ceremony.transcript import Transcript
+from hsmkme.hsm import TokenAddress, load_profile
+from hsmkme.model import KeyMaterial
+label, conf, transcript, pin = sys.argv[1:]
+profile = load_profile("softhsm-2.6")
+address = TokenAddress(profile, Path(profile.module), label, softhsm_conf=Path(conf))
+steps.link(address, lambda: pin, "far", [KeyMaterial(bytes(range(32)))], Transcript(Path(transcript), time.time))
+"""
+
 
 class FakeClock:
     """A clock that moves only when it is told to."""
@@ -81,8 +94,13 @@ def make_token(softhsm: Path) -> Callable[[], TokenAddress]:
 
 @pytest.fixture(scope="session")
 def address(make_token: Callable[[], TokenAddress]) -> TokenAddress:
-    """A token that tests share; they change no token objects on it."""
-    return make_token()
+    """A token that tests share, with the key of the link `far`; they change no token objects on it."""
+    made = make_token()
+    conf = made.softhsm_conf
+    assert conf is not None
+    transcript = conf.parent / f"{made.label}-link.jsonl"
+    subprocess.run([sys.executable, "-c", _BRING_LINK_KEY, made.label, str(conf), str(transcript), PIN], check=True)
+    return made
 
 
 @pytest.fixture

@@ -115,7 +115,8 @@ class Subject:
             "SELECT link_id, key_bits, key_count, next_index FROM block WHERE state = 'ready'"
         ):
             truth[link_id, bits] += count - cursor
-        counters = {(link_id, bits): ready for link_id, bits, ready in self.rows("SELECT * FROM pool") if ready}
+        pools = self.rows("SELECT link_id, key_bits, ready FROM pool")
+        counters = {(link_id, bits): ready for link_id, bits, ready in pools if ready}
         assert counters == +truth
         for peer, size in itertools.product(("kme-1", "kme-2"), (64, 128, 256, 352, 4096)):
             open_links = {link.link_id for link in LINKS if link.peer == peer}

@@ -182,7 +182,7 @@ class Client(threading.Thread):
         if caller not in self._sessions:
             self._sessions[caller] = self._demo.session(caller, judged=False)  # the load is not slowed by it
         try:
-            response = self._sessions[caller].post(self._demo.url(f"{target}/{method}"), json=body, timeout=60)
+            response = self._sessions[caller].post(self._demo.url(f"{target}/{method}", caller), json=body, timeout=60)
         except requests.Timeout:
             raise
         except requests.RequestException:

@@ -24,7 +24,7 @@ class Request:
     begins: timedelta = -DAY
     ends: timedelta = DAY
     ca: bool = False
-    usage: x509.ObjectIdentifier = ExtendedKeyUsageOID.CLIENT_AUTH
+    usage: x509.ObjectIdentifier | tuple[x509.ObjectIdentifier, ...] = ExtendedKeyUsageOID.CLIENT_AUTH
 
 
 class TestAuthority:
@@ -56,9 +56,10 @@ class TestAuthority:
         names += [x509.DNSName(dns) for dns in request.dns]
         if names:
             builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
+        usages = request.usage if isinstance(request.usage, tuple) else (request.usage,)
         certificate = (
             builder.add_extension(x509.BasicConstraints(request.ca, None), critical=True)
-            .add_extension(x509.ExtendedKeyUsage([request.usage]), critical=False)
+            .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
             .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key()), critical=False)
             .sign(self.key, hashes.SHA256())
         )

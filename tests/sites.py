@@ -34,6 +34,13 @@ peer = "kme-1"
 id = "far"
 peer = "kme-2"
 key_bits = 128
+[peering]
+certificate = "peer-cert.pem"
+key = "peer-key.pem"
+ca = "peer-ca.pem"
+[[peer]]
+id = "kme-2"
+url = "https://localhost:9444"
 """
 
 
@@ -63,6 +70,10 @@ class Site:
     def open(self, clock: Clock) -> tuple[Store, Custody]:
         store = Store(self.path, AuditChain(), clock)
         return store, Custody(self.token, store, clock)
+
+    def open_store(self, clock: Clock) -> Store:
+        """The store alone: nobody looks at what the token remembers."""
+        return Store(self.path, AuditChain(), clock)
 
     def intake(self, custody: Custody, limit: int = 1_000_000) -> Intake:
         return Intake(custody, "kme-1", self.settings.links, limit)

@@ -11,10 +11,16 @@ from urllib.parse import quote
 
 import pytest
 import requests
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
+from hsmkme import config as configuration
+from hsmkme.api.callers import Callers
+from hsmkme.errors import NotEntitled
+from tests.conftest import FakeClock
 from tests.pki import DAY, Request, TestAuthority
-from tests.serving import served
+from tests.serving import connected_briefly, served
 from tests.world import Demo, free_port, start_demo, until
 
 STATUS = "sae-2/status"
@@ -58,6 +64,45 @@ def test_a_certificate_that_is_not_good_does_not_get_through_the_handshake(
 ) -> None:
     with pytest.raises(requests.exceptions.ConnectionError):
         ask(kme, authority.issue(tmp_path, request_))
+
+
+class Held:
+    """An open connection whose client showed this certificate."""
+
+    def __init__(self, certificate: str) -> None:
+        self.certificate = x509.load_pem_x509_certificate(Path(certificate).read_bytes())
+
+    def getpeercert(self, binary_form: bool = False) -> bytes:
+        assert binary_form
+        return self.certificate.public_bytes(Encoding.DER)
+
+
+def test_a_certificate_is_good_from_its_first_second_to_its_last(
+    kme: Demo, authority: TestAuthority, tmp_path: Path, clock: FakeClock
+) -> None:
+    certificate, _ = authority.issue(tmp_path, Request(uris=[SAE_1]))
+    callers = Callers(configuration.load(kme.config), clock)
+    held = Held(certificate)
+    environ = {"gunicorn.socket": held}
+    begins = held.certificate.not_valid_before_utc.timestamp()
+    ends = held.certificate.not_valid_after_utc.timestamp()
+    for now in (begins, (begins + ends) / 2, ends):
+        clock.now = now
+        assert callers.of(environ) == "sae-1"
+    for now in (begins - 1, ends + 1):
+        clock.now = now
+        with pytest.raises(NotEntitled) as refusal:
+            callers.of(environ)
+        assert refusal.value.rule == "SAE-CERT-5"
+
+
+def test_a_certificate_that_ends_is_refused_on_its_open_connection(
+    kme: Demo, authority: TestAuthority, tmp_path: Path
+) -> None:
+    with connected_briefly(kme.port, kme.description["ca"], authority, tmp_path, SAE_1) as ask_again:
+        status = f"/api/v1/keys/{STATUS}"
+        assert ask_again(status) in (200, 401)  # it may have ended meanwhile
+        until(lambda: ask_again(status) == 401, 90)
 
 
 def test_a_certificate_of_another_ca_does_not_get_through_the_handshake(kme: Demo, tmp_path: Path) -> None:

@@ -10,6 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509 import ObjectIdentifier
+from cryptography.x509.oid import ExtendedKeyUsageOID
 from pydantic import ValidationError
 
 from hsmkme import bootstrap
@@ -17,6 +20,7 @@ from hsmkme import config as configuration
 from hsmkme.errors import ConfigRefused, OperatorFault
 from hsmkme.hsm import Token, TokenAddress
 from hsmkme.model import Link
+from tests.pki import Request, TestAuthority
 from tests.processes import hsmkme
 from tests.sites import Site, make_site
 from tests.world import Demo
@@ -46,6 +50,15 @@ key_bits = 512
 [[spool]]
 link = "far"
 directory = "spool"
+
+[peering]
+certificate = "peer/cert.pem"
+key = "peer/key.pem"
+ca = "peer-ca.pem"
+
+[[peer]]
+id = "kme-2"
+url = "https://localhost:9444"
 """
 
 
@@ -75,6 +88,26 @@ def test_a_short_configuration_is_completed_with_defaults(write: Callable[[str],
     assert config.link_named("far").key_bits == 512
     with pytest.raises(ConfigRefused, match="no link 'paris' is configured; configured: local, far"):
         config.link_named("paris")
+
+
+def test_peers_are_configured_by_name(write: Callable[[str], Path]) -> None:
+    config = configuration.load(write(GOOD))
+    assert config.peer_named("kme-2").url == "https://localhost:9444"
+    with pytest.raises(ConfigRefused, match="no peer 'kme-9' is configured; configured: kme-2"):
+        config.peer_named("kme-9")
+    peering = config.required_peering()
+    assert (peering.bind, peering.workers, peering.threads) == (["127.0.0.1:9443"], 1, 8)
+    assert (peering.crl, peering.max_body_bytes) == (None, 1 << 20)
+
+
+def test_a_kme_with_local_links_alone_needs_no_peering(write: Callable[[str], Path]) -> None:
+    text = GOOD.partition("[peering]")[0].replace('"kme-2"', '"kme-1"')
+    config = configuration.load(write(text))
+    assert (config.peering, config.peer) == (None, [])
+    with pytest.raises(ConfigRefused, match=r"\[peering\] is not configured; it needs certificate, key and ca"):
+        config.required_peering()
+    with pytest.raises(ConfigRefused, match="no peer 'kme-2' is configured; configured: none"):
+        config.peer_named("kme-2")
 
 
 def test_paths_are_relative_to_the_file(
@@ -140,6 +173,15 @@ DEFECTS = [
     ('id = "far"', 'id = "local" #!', "link.1.id: another link has this id"),
     ('link = "far"', 'link = "paris" #!', "spool.0.link: no link 'paris' is configured"),
     ("[[spool]]", '[[spool]]\nformat = "octal" #!', "spool.0.format: Input should be"),
+    ('[peering]\ncertificate = "peer/cert.pem"', "[peering] #!", "peering.certificate: is missing"),
+    ('ca = "peer-ca.pem"', 'ca = "peer-ca.pem"\nproxy = "x" #!', "peering.proxy: unknown key"),
+    ("[peering]", "[peering]\nthreads = 0 #!", "peering.threads: Input should be greater than 0"),
+    ('url = "https://localhost:9444"', 'url = "http://localhost:9444" #!', "peer.0.url: String should match"),
+    ('url = "https://localhost:9444"', 'url = "https://localhost:9444/" #!', "peer.0.url: String should match"),
+    ('url = "https://localhost:9444"', 'url = "https://a@localhost" #!', "peer.0.url: String should match"),
+    ('[[peer]]\nid = "kme-2"', '[[peer]]\nid = "kme-1" #!', "peer.0.id: this KME is no peer of its own"),
+    ('id = "kme-2"', 'id = "kme-2"\nurl = "https://a"\n[[peer]]\nid = "kme-2" #!', "peer.1.id: another peer has"),
+    ('peer = "kme-2"', 'peer = "kme-3" #!', "link.1.peer: no peer 'kme-3' is configured"),
 ]
 
 
@@ -188,7 +230,11 @@ directory = "d"
         (11, "server.workers"),
         (12, "keys"),
         (14, "keys.key_size"),
+        (17, "link.0.peer"),
+        (17, "link.0.peer"),
         (19, "link.1.id"),
+        (20, "link.1.peer"),
+        (20, "link.1.peer"),
         (21, "link.1.key_bits"),
         (23, "spool.0.link"),
     ]
@@ -254,7 +300,20 @@ def site(tmp_path: Path, token: Token, address: TokenAddress, softhsm: Path, dem
     shutil.copy(demo.config.parent / "server" / "cert.pem", directory / "cert.pem")
     shutil.copy(demo.config.parent / "server" / "key.pem", directory / "key.pem")
     shutil.copy(demo.description["ca"], directory / "ca.pem")
+    certify_peer(site, BOTH_USAGES)
     return site
+
+
+BOTH_USAGES = (ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH)
+
+
+def certify_peer(site: Site, usage: tuple[ObjectIdentifier, ...], name: str = "urn:qkd:kme:kme-1") -> None:
+    """Give the site's listener for peers a new CA and a certificate."""
+    authority = TestAuthority()
+    (site.directory / "peer-ca.pem").write_bytes(authority.certificate.public_bytes(Encoding.PEM))
+    files = authority.issue(site.directory / "peer", Request(uris=[name], usage=usage))
+    for file in map(Path, files):
+        file.replace(site.directory / f"peer-{file.name}")
 
 
 def test_check_finds_a_good_kme_good(demo: Demo) -> None:
@@ -271,6 +330,7 @@ def test_check_finds_a_good_site_good(site: Site) -> None:
 def test_check_lists_everything_whatever_else_is_wrong(site: Site) -> None:
     (site.directory / "cert.pem").unlink()
     (site.directory / "ca.pem").unlink()
+    (site.directory / "peer-key.pem").unlink()
     (site.directory / "pin").chmod(0o444)
     (site.directory / "spool").write_text("not a directory")
     site.path.unlink()
@@ -283,7 +343,8 @@ def test_check_lists_everything_whatever_else_is_wrong(site: Site) -> None:
         f"{site.config}:8: server.workers: Input should be a valid integer",
         f"{site.config}:12: server.bogus: unknown key",
         f"no file {site.directory}/cert.pem",
-        f"no file {site.directory}/ca.pem",
+        f"server: no file {site.directory}/ca.pem",
+        f"peering: no file {site.directory}/peer-key.pem",
         f"spool.directory: {site.directory}/spool is not a directory",
         f"store: there is no store at {site.path}: run `hsmkme migrate`",
         f"token: {site.directory}/pin can be read by others: chmod 0400",
@@ -321,6 +382,11 @@ def drop_schema(site: Site) -> None:
         (drop_epoch, "token: master/1 of this token is not the key that this store was sealed under"),
         (lambda site: shutil.copy(site.directory / "ca.pem", site.directory / "key.pem"), "server: "),
         (lambda site: (site.directory / "key.pem").write_text(""), "server: "),
+        (lambda site: (site.directory / "peer-key.pem").write_text(""), "peering: the certificate files do not make"),
+        (lambda site: shutil.copy(site.directory / "ca.pem", site.directory / "peer-ca.pem"), "peering: a CA of KMEs"),
+        (lambda site: certify_peer(site, BOTH_USAGES, "urn:qkd:kme:kme-2"), "peering: urn:qkd:kme:kme-1 is not"),
+        (lambda site: certify_peer(site, BOTH_USAGES[:1]), "peering: the extended key usage"),
+        (lambda site: certify_peer(site, BOTH_USAGES[1:]), "peering: the extended key usage"),
     ],
 )
 def test_check_finds_what_only_the_machine_can_tell(spoil: Callable[[Site], object], finding: str, site: Site) -> None:

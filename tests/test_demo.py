@@ -1,4 +1,4 @@
-"""Does `hsmkme demo` give a KME that can be relied on: its interface, its certificates, its state?"""
+"""Does `hsmkme demo` give KMEs that can be relied on: their interface, certificates, state and links?"""
 
 from __future__ import annotations
 
@@ -8,19 +8,29 @@ import os
 import re
 import signal
 import socket
+import sqlite3
 import ssl
 from base64 import b64encode
+from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import requests
 from cryptography import x509
-from cryptography.x509.oid import NameOID
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from hsmkme import config as configuration
 from hsmkme.demo.authority import Authority
+from hsmkme.demo.kme import DemoKme
+from hsmkme.demo.readiness import unready_links
+from hsmkme.demo.world import World
+from hsmkme.errors import OperatorFault
 from tests.load import check_same
-from tests.world import Demo, free_port, run_cli, start_demo, until
+from tests.world import Demo, free_port, free_ports, run_cli, start_demo, until
 
 KME_MEMBERS = {"id", "url", "config", "store", "token_label", "softhsm_conf", "pids"}
 SAE_MEMBERS = {"id", "kme", "cert", "key", "bundle"}
@@ -250,3 +260,216 @@ def test_a_multicast_key_is_collected_once_by_each_slave(kme: Demo) -> None:
         check_same(kme.dec(slave, "sae-1", list(fetched)), fetched)
         assert kme.post(slave, "sae-1/dec_keys", body).status_code == 400
     assert kme.post("sae-1", "sae-1/dec_keys", body).status_code == 401
+
+
+# Several KMEs: what is made ------------------------------------------------------------------------------------
+
+
+def world(directory: Path, kmes: int, saes: int, keys: int) -> World:
+    """A demo that is made and not started; every token is looked at by commands in processes of their own."""
+    return World(directory, 20_000, saes=saes, keys=keys, workers=1, say=lambda _: None, kmes=kmes)
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """Three KMEs and five SAEs; 300 keys, three blocks, on each link that is used."""
+    made = world(tmp_path_factory.mktemp("three"), kmes=3, saes=5, keys=300)
+    made.prepare()
+    return made
+
+
+def rows(kme: DemoKme, statement: str) -> list[tuple[Any, ...]]:
+    with closing(sqlite3.connect(kme.home / "store.sqlite")) as connection:
+        return connection.execute(statement).fetchall()
+
+
+def blocks(kme: DemoKme) -> dict[str, set[tuple[str, int]]]:
+    """Block ids and key counts by link."""
+    found: dict[str, set[tuple[str, int]]] = defaultdict(set)
+    for link_id, block_id, count in rows(kme, "SELECT link_id, block_id, key_count FROM block"):
+        found[link_id].add((block_id, count))
+    return dict(found)
+
+
+def link_keys(kme: DemoKme) -> dict[str, str]:
+    """Check values by link, from the audit log."""
+    logged = [json.loads(text) for (text,) in rows(kme, "SELECT text FROM log")]
+    return {row["link"]: row["check_value"] for row in logged if row["event"] == "link.key"}
+
+
+LINKS_OF = {
+    "kme-1": {"kme-1.kme-2", "kme-1.kme-3"},
+    "kme-2": {"kme-1.kme-2", "kme-2.kme-3"},
+    "kme-3": {"kme-1.kme-3", "kme-2.kme-3"},
+}
+
+
+def test_every_kme_has_a_token_a_store_a_configuration_and_certificates_of_its_own(three: World) -> None:
+    ports = []
+    for kme in three.members:
+        settings = configuration.load(kme.config_path)
+        assert settings.kme_id == kme.kme_id
+        assert settings.store == kme.home / "store.sqlite"
+        assert len(list((kme.home / "tokens").iterdir())) == 1
+        assert {link.link_id: link.peer for link in settings.links}["local"] == kme.kme_id
+        assert {link.link_id for link in settings.links} == LINKS_OF[kme.kme_id] | {"local"}
+        urls = {peer.id: peer.url for peer in settings.peer}
+        assert urls == {other.kme_id: other.peer_url for other in three.members if other != kme}
+        ports.append([int(address.rpartition(":")[2]) for address in (settings.server.bind[0], kme.peer_url)])
+    assert ports == [[20_000, 20_010], [20_001, 20_011], [20_002, 20_012]]
+
+
+def test_saes_are_spread_and_every_kme_knows_all_of_them(three: World) -> None:
+    spread = [("sae-1", "kme-1"), ("sae-2", "kme-2"), ("sae-3", "kme-3"), ("sae-4", "kme-1"), ("sae-5", "kme-2")]
+    pairs = sorted(itertools.permutations(three.sae_ids, 2))
+    for kme in three.members:
+        assert rows(kme, "SELECT sae_id, kme_id FROM sae ORDER BY sae_id") == spread
+        assert rows(kme, "SELECT master, slave FROM pair ORDER BY master, slave") == pairs
+
+
+def test_both_ends_of_a_link_hold_blocks_of_the_same_ids(three: World) -> None:
+    held = {kme.kme_id: blocks(kme) for kme in three.members}
+    for (one, its), (other, others) in itertools.combinations(held.items(), 2):
+        assert its[f"{one}.{other}"] == others[f"{one}.{other}"]
+        assert sum(count for _, count in its[f"{one}.{other}"]) == 300
+    assert {kme_id: set(links) - {"local"} for kme_id, links in held.items()} == LINKS_OF
+
+
+def test_a_local_link_has_keys_where_two_saes_can_use_them(three: World) -> None:
+    assert [kme.kme_id for kme in three.members if "local" in blocks(kme)] == ["kme-1", "kme-2"]
+
+
+def test_both_ends_of_a_link_have_its_key(three: World) -> None:
+    values = {kme.kme_id: link_keys(kme) for kme in three.members}
+    assert {kme_id: set(links) for kme_id, links in values.items()} == LINKS_OF
+    for one, other in itertools.combinations(values, 2):
+        assert values[one][f"{one}.{other}"] == values[other][f"{one}.{other}"]
+    assert len({value for links in values.values() for value in links.values()}) == 3
+
+
+def test_the_key_of_a_link_is_in_the_token(three: World, tmp_path: Path) -> None:
+    component = tmp_path / "component"
+    component.write_text(os.urandom(32).hex())
+    component.chmod(0o400)
+    for kme in three.members:
+        for link_id in LINKS_OF[kme.kme_id]:
+            command = ("ceremony", "link", link_id, "--component-file", str(component))
+            transcript = ("--transcript", str(tmp_path / f"{kme.kme_id}-{link_id}"))
+            again = run_cli("--config", str(kme.config_path), *command, *transcript, check=False)
+            assert f"already has an object labelled 'link/{link_id}'" in again.stderr.decode()
+
+
+def test_nothing_of_what_both_ends_got_is_left_outside_of_the_tokens(three: World) -> None:
+    assert not (three.directory / "links").exists()
+
+
+def test_what_is_not_ready_yet_is_named(three: World) -> None:
+    """Nothing runs here that could confirm a block."""
+    found = {f"{kme}: 3 blocks of link {link} are unconfirmed" for kme, links in LINKS_OF.items() for link in links}
+    assert set(unready_links(three)) == found
+
+
+def test_peers_have_a_ca_of_their_own_and_serve_and_call_with_one_certificate(three: World) -> None:
+    authorities = {}
+    for name in ("ca", "peer-ca"):
+        authorities[name] = x509.load_pem_x509_certificate((three.directory / name / "ca.pem").read_bytes())
+    assert authorities["ca"].subject != authorities["peer-ca"].subject
+    for kme in three.members:
+        server, peer = (
+            x509.load_pem_x509_certificate((kme.home / part / "cert.pem").read_bytes()) for part in ("server", "peer")
+        )
+        server.verify_directly_issued_by(authorities["ca"])
+        peer.verify_directly_issued_by(authorities["peer-ca"])
+        assert _names(peer) == _names(server)
+        usage = peer.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+        assert set(usage) == {ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH}
+        assert (kme.home / "peer" / "key.pem").stat().st_mode & 0o777 == 0o400
+
+
+def test_what_is_made_is_kept(three: World) -> None:
+    """Also when another number of KMEs is asked for: it is the directory's."""
+    before = [(blocks(kme), link_keys(kme), (kme.home / "pin").read_bytes()) for kme in three.members]
+    again = replace(three, kmes=2).as_made()
+    assert again.kmes == 3
+    again.prepare()
+    assert [(blocks(kme), link_keys(kme), (kme.home / "pin").read_bytes()) for kme in three.members] == before
+
+
+def test_a_start_that_failed_at_one_end_is_completed_by_the_next(tmp_path: Path) -> None:
+    """One end has keys and blocks of the link already; the other gets the same."""
+    two = world(tmp_path / "demo", kmes=2, saes=2, keys=200)
+    far = two.members[1]
+    far.home.mkdir(parents=True)
+    (far.home / "so-pin").write_text("known-to-all")  # so that the ceremony there refuses it
+    two.members[0].home.mkdir()
+    with pytest.raises(OperatorFault, match=r"kme-2: ceremony: .*so-pin can be read by others"):
+        two.prepare()
+    assert link_keys(two.members[0]).keys() == {"kme-1.kme-2"}
+    left = list((two.directory / "links").iterdir())
+    assert [path.stat().st_mode & 0o777 for path in left] == [0o400] * len(left)
+    (far.home / "so-pin").chmod(0o400)
+    two.prepare()
+    assert link_keys(two.members[0]) == link_keys(far)
+    assert blocks(two.members[0])["kme-1.kme-2"] == blocks(far)["kme-1.kme-2"]
+    assert not (two.directory / "links").exists()
+
+
+# Several KMEs: what runs ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
+    """Two KMEs that run, with empty pools."""
+    with start_demo(tmp_path_factory.mktemp("two"), kmes=2, saes=3, keys=0, workers=1) as demo:
+        yield demo
+
+
+def test_demo_json_of_several_kmes_says_more_and_nothing_else(two: Demo) -> None:
+    assert two.description.keys() == {"ca", "peer_ca", "kmes", "saes"}
+    more = {"peer_url", "peer_cert", "peer_key"}
+    assert [set(entry) for entry in two.description["kmes"]] == [KME_MEMBERS | more] * 2
+    assert [sae["kme"] for sae in two.description["saes"]] == ["kme-1", "kme-2", "kme-1"]
+    assert two.kme_ids == ["kme-1", "kme-2"]
+    for number, entry in enumerate(two.description["kmes"]):
+        assert entry["url"] == f"https://localhost:{two.port + number}"
+        assert entry["peer_url"] == f"https://localhost:{two.port + 10 + number}"
+
+
+def test_every_process_of_every_kme_runs_and_every_kme_answers(two: Demo) -> None:
+    for kme_id in two.kme_ids:
+        kme = two.at(kme_id)
+        commands = [Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0") for pid in kme.kme["pids"]]
+        assert [command[-2] for command in commands] == [b"serve", b"upkeep", b"serve-peers"]
+        assert {command[-3].decode() for command in commands} == {kme.kme["config"]}
+        assert kme.health() == 200
+        assert _listens(int(kme.kme["peer_url"].rpartition(":")[2]))
+
+
+def test_an_sae_asks_the_kme_that_serves_it(two: Demo) -> None:
+    for sae_id in two.sae_ids:
+        assert two.url("sae-9/status", sae_id).startswith(two.serving(sae_id).kme["url"])
+    assert two.at("kme-2").url("sae-2/status", "sae-1").startswith(two.at("kme-2").kme["url"])
+    assert two.at("kme-2").store != two.store
+
+
+def test_down_ends_every_process_of_every_kme_and_up_resumes_all(tmp_path: Path) -> None:
+    with start_demo(tmp_path, kmes=2, saes=2, keys=0, workers=1) as demo:
+        pids = [pid for kme in demo.description["kmes"] for pid in kme["pids"]]
+        assert len(pids) == 6
+        os.kill(demo.at("kme-2").peers_pid, signal.SIGKILL)
+        run_cli("demo", "up", str(tmp_path), "--port", str(free_ports(2)))  # one is missing: all are started again
+        again = json.loads((tmp_path / "demo.json").read_text())
+        assert [kme["id"] for kme in again["kmes"]] == ["kme-1", "kme-2"]
+        new = [pid for kme in again["kmes"] for pid in kme["pids"]]
+        assert [_runs(pid) for pid in [*pids, *new]] == [False] * 6 + [True] * 6
+        run_cli("demo", "down", str(tmp_path))
+        assert [pid for pid in new if _runs(pid)] == []
+
+
+def test_every_taken_port_is_named(tmp_path: Path) -> None:
+    port = free_ports(2)
+    with socket.create_server(("127.0.0.1", port + 1)), socket.create_server(("127.0.0.1", port + 10)):
+        refused = run_cli("demo", "up", str(tmp_path), "--kmes", "2", "--port", str(port), check=False)
+    assert refused.returncode == 1
+    assert f"ports {port + 1}, {port + 10} are taken".encode() in refused.stderr.replace(b"\n", b" ")
+    assert list(tmp_path.glob("kme-*")) == []

@@ -64,8 +64,14 @@ def run(command: list[str], directory: Path, **more: str) -> str:
     return done.stdout.decode()
 
 
+def at_ports_of(demo: Demo, text: str) -> str:
+    """``text`` with the ports of the KMEs of alice and bob in place of those that `./ops/demo` gives them."""
+    alice, bob = demo.serving("sae-1"), demo.serving("sae-2")
+    return text.replace(":8443/", f":{alice.port}/").replace(":8444/", f":{bob.port}/")
+
+
 def test_the_curl_commands_exchange_a_key(demo: Demo, workplace: Path) -> None:
-    setting, commands = block(section("How an SAE connects"), "sh").replace(":8443/", f":{demo.port}/").split("\n\n")
+    setting, commands = at_ports_of(demo, block(section("How an SAE connects"), "sh")).split("\n\n")
     status, enc_keys, dec_keys = commands.splitlines()
 
     def curl(command: str, **more: str) -> dict[str, Any]:
@@ -87,7 +93,7 @@ import base64, hashlib
 def use(key_ID, key):
     print(key_ID, hashlib.sha256(base64.b64decode(key, validate=True)).hexdigest())
 """
-    example = block(section("How an SAE connects"), "python").replace(":8443/", f":{demo.port}/")
+    example = at_ports_of(demo, block(section("How an SAE connects"), "python"))
     lines = run([sys.executable, "-c", use + example], workplace).splitlines()
     used = dict(line.split() for line in lines)
     assert len(used) == 2

@@ -18,10 +18,12 @@ from gunicorn.http.parser import RequestParser
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from hsmkme.bootstrap import application
 from hsmkme.config import Config
 from hsmkme.server import Server
 from hsmkme.server.connection import REQUEST_SECONDS, Connection, Phase
 from hsmkme.server.framing import HEAD_LIMIT, Framing, FramingError, refusal
+from hsmkme.server.listener import listener_for_saes
 
 LIMIT = 4096
 """Bytes of a body in these tests."""
@@ -32,17 +34,15 @@ REFUSED = -1
 REFUSED_LATE = -2
 """The same, seen only when the application reads the body."""
 
-GUNICORN = Server(
-    Config.model_validate(
-        {
-            "kme_id": "kme-1",
-            "store": "store",
-            "token": {"label": "t", "pin_file": "pin"},
-            "server": {"certificate": "cert", "key": "key", "sae_ca": "ca"},
-        }
-    ),
-    {},
-).cfg
+CONFIG = Config.model_validate(
+    {
+        "kme_id": "kme-1",
+        "store": "store",
+        "token": {"label": "t", "pin_file": "pin"},
+        "server": {"certificate": "cert", "key": "key", "sae_ca": "ca"},
+    }
+)
+GUNICORN = Server(listener_for_saes(CONFIG), application, {}).cfg
 """gunicorn as the product sets it up."""
 
 

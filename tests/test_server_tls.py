@@ -10,7 +10,8 @@ import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from hsmkme.config import ServerSection
+from hsmkme.config import Config
+from hsmkme.server.listener import listener_for_peers, listener_for_saes
 from hsmkme.server.tls import LOOK_SECONDS, SESSIONS_MOST, Contexts
 from tests.conftest import FakeClock
 from tests.pki import Request, TestAuthority
@@ -27,9 +28,18 @@ class Place:
         self.ca = home / "ca.pem"
         self.ca.write_bytes(self.authority.certificate.public_bytes(Encoding.PEM))
         certificate, key = self.certify(Request(dns=["localhost"], usage=ExtendedKeyUsageOID.SERVER_AUTH))
-        self.section = ServerSection.model_validate(
-            {"certificate": certificate, "key": key, "sae_ca": self.ca}, context=home
+        files = {"certificate": certificate, "key": key}
+        self.config = Config.model_validate(
+            {
+                "kme_id": "kme-1",
+                "store": "store.sqlite",
+                "token": {"label": "token", "pin_file": "pin"},
+                "server": {**files, "sae_ca": str(self.ca)},
+                "peering": {**files, "ca": str(self.ca)},
+            },
+            context=home,
         )
+        self.saes, self.peers = listener_for_saes(self.config), listener_for_peers(self.config)
 
     def certify(self, request: Request, name: str = "server") -> tuple[str, str]:
         return self.authority.issue(self.home / name, request)
@@ -62,7 +72,7 @@ def place(tmp_path: Path) -> Place:
 
 
 def test_few_sessions_of_tls_1_2_are_kept_however_many_clients_come(place: Place, clock: FakeClock) -> None:
-    contexts, client = Contexts(place.section, clock), place.client(OLD)
+    contexts, client = Contexts(place.saes, clock), place.client(OLD)
     kept = 0
     for _ in range(3 * SESSIONS_MOST):
         visit(contexts.current(), client)
@@ -71,7 +81,7 @@ def test_few_sessions_of_tls_1_2_are_kept_however_many_clients_come(place: Place
 
 
 def test_an_old_session_is_not_resumed(place: Place, clock: FakeClock) -> None:
-    contexts, client = Contexts(place.section, clock), place.client(OLD)
+    contexts, client = Contexts(place.saes, clock), place.client(OLD)
     session = visit(contexts.current(), client).session
     for _ in range(SESSIONS_MOST):
         visit(contexts.current(), client)
@@ -79,15 +89,16 @@ def test_an_old_session_is_not_resumed(place: Place, clock: FakeClock) -> None:
 
 
 def test_tls_1_3_keeps_no_session(place: Place, clock: FakeClock) -> None:
-    contexts, client = Contexts(place.section, clock), place.client(NEW)
+    contexts, client = Contexts(place.saes, clock), place.client(NEW)
     first = contexts.current()
     visitors = [visit(contexts.current(), client) for _ in range(5)]
     assert first.session_stats()["number"] == 0
     assert not any(visitor.session is not None and visitor.session.has_ticket for visitor in visitors)
 
 
-def test_a_changed_certificate_is_served_within_a_second(place: Place, clock: FakeClock) -> None:
-    contexts, client = Contexts(place.section, clock), place.client(NEW)
+@pytest.mark.parametrize("side", ["saes", "peers"])
+def test_a_changed_certificate_is_served_within_a_second(place: Place, clock: FakeClock, side: str) -> None:
+    contexts, client = Contexts(getattr(place, side), clock), place.client(NEW)
     before = visit(contexts.current(), client).getpeercert(binary_form=True)
     place.certify(Request(dns=["localhost"], usage=ExtendedKeyUsageOID.SERVER_AUTH))
     assert visit(contexts.current(), client).getpeercert(binary_form=True) == before
@@ -99,15 +110,23 @@ def test_a_changed_certificate_is_served_within_a_second(place: Place, clock: Fa
 def test_files_that_cannot_be_read_change_nothing_until_they_can(
     place: Place, clock: FakeClock, content: str | None
 ) -> None:
-    contexts, client = Contexts(place.section, clock), place.client(OLD)
-    good = place.section.certificate.read_text()
+    contexts, client = Contexts(place.saes, clock), place.client(OLD)
+    good = place.saes.certificate.read_text()
     before = visit(contexts.current(), client).getpeercert(binary_form=True)
-    place.section.certificate.unlink()
+    place.saes.certificate.unlink()
     if content is not None:
-        place.section.certificate.write_text(content)
+        place.saes.certificate.write_text(content)
     for _ in range(2 * SESSIONS_MOST):
         clock.now += LOOK_SECONDS / 20
         assert visit(contexts.current(), client).getpeercert(binary_form=True) == before
-    place.section.certificate.write_text(good)
+    place.saes.certificate.write_text(good)
     clock.now += LOOK_SECONDS
     assert contexts.current().session_stats()["number"] == 0
+
+
+def test_peers_come_with_a_certificate_over_tls_1_3_and_by_no_proxy(place: Place, clock: FakeClock) -> None:
+    context = Contexts(place.peers, clock).current()
+    assert (context.minimum_version, context.verify_mode) == (NEW, ssl.CERT_REQUIRED)
+    assert (place.peers.plain, place.peers.trusted) == ((), ())
+    with pytest.raises(ssl.SSLError):
+        visit(context, place.client(OLD))

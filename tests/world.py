@@ -11,8 +11,8 @@ import sys
 import time
 from base64 import b64decode
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -43,10 +43,31 @@ class Demo:
     directory: Path
     port: int
     description: dict[str, Any]
+    kme_id: str | None = None
+    """The KME that is meant. None: the first one, and for requests the one that serves the calling SAE."""
+
+    def at(self, kme_id: str) -> Demo:
+        """The same demo, with ``kme_id`` as the one that is meant, whoever calls."""
+        (kme,) = (kme for kme in self.description["kmes"] if kme["id"] == kme_id)
+        return replace(self, kme_id=kme_id, port=int(kme["url"].rpartition(":")[2]))
+
+    def serving(self, sae_id: str) -> Demo:
+        """The view of the KME that serves an SAE."""
+        return self.at(self.sae(sae_id)["kme"])
 
     @property
     def kme(self) -> dict[str, Any]:
-        return self.description["kmes"][0]
+        kmes: list[dict[str, Any]] = self.description["kmes"]
+        return next(kme for kme in kmes if self.kme_id in (None, kme["id"]))
+
+    @property
+    def kme_ids(self) -> list[str]:
+        return [kme["id"] for kme in self.description["kmes"]]
+
+    def sae(self, sae_id: str) -> dict[str, str]:
+        """An SAE's entry in ``demo.json``."""
+        found: dict[str, str] = next(sae for sae in self.description["saes"] if sae["id"] == sae_id)
+        return found
 
     @property
     def config(self) -> Path:
@@ -73,6 +94,11 @@ class Demo:
     @property
     def upkeep_pid(self) -> int:
         return int(self.kme["pids"][1])
+
+    @property
+    def peers_pid(self) -> int:
+        """The process that serves peers, where there are any."""
+        return int(self.kme["pids"][2])
 
     def workers(self) -> list[int]:
         """The server's children that run now."""
@@ -107,7 +133,7 @@ class Demo:
 
     def log_rows(self) -> list[dict[str, Any]]:
         """The audit log as an auditor has it: exported, and proved by the verifier that shares no code."""
-        export, key = self.directory / f"export-{next(_EXPORTS)}.jsonl", self.directory / "audit.pem"
+        export, key = self.directory / f"export-{next(_EXPORTS)}.jsonl", self.config.parent / "audit.pem"
         self.cli("audit", "export", str(export))
         if not key.exists():
             key.write_bytes(self.cli("audit", "key").stdout)
@@ -128,20 +154,22 @@ class Demo:
         client.verify = self.description["ca"]
         client.trust_env = False
         if sae_id is not None:
-            sae = next(sae for sae in self.description["saes"] if sae["id"] == sae_id)
+            sae = self.sae(sae_id)
             client.cert = (sae["cert"], sae["key"])
         return client
 
-    def url(self, path: str) -> str:
-        return f"{self.kme['url']}/api/v1/keys/{path}"
+    def url(self, path: str, sae_id: str | None = None) -> str:
+        """Of a method of the KME that is meant; where none is, of the one that serves ``sae_id``."""
+        asked = self if self.kme_id or sae_id is None else self.serving(sae_id)
+        return f"{asked.kme['url']}/api/v1/keys/{path}"
 
     def get(self, sae_id: str | None, path: str, **options: Any) -> requests.Response:
         with self.session(sae_id) as client:
-            return client.get(self.url(path), timeout=60, **options)
+            return client.get(self.url(path, sae_id), timeout=60, **options)
 
     def post(self, sae_id: str | None, path: str, body: Any = None, **options: Any) -> requests.Response:
         with self.session(sae_id) as client:
-            return client.post(self.url(path), json=body, timeout=60, **options)
+            return client.post(self.url(path, sae_id), json=body, timeout=60, **options)
 
     def enc(self, master: str, slave: str, **body: Any) -> dict[str, bytes]:
         """Fetch keys as ``master`` for ``slave``; key bytes by key_ID."""
@@ -222,12 +250,25 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def free_ports(kmes: int) -> int:
+    """The ``--port`` of a demo of so many KMEs, all of whose ports are free."""
+    while True:
+        port = free_port()
+        try:
+            with ExitStack() as stack:
+                for offset in (*range(kmes), *(range(10, 10 + kmes) if kmes > 1 else ())):
+                    stack.enter_context(socket.create_server(("127.0.0.1", port + offset)))
+                return port
+        except (OSError, OverflowError):  # taken, or beyond the last port
+            continue
+
+
 @contextmanager
-def start_demo(directory: Path, **options: int) -> Iterator[Demo]:
-    """A demo in ``directory`` on a free port, stopped afterwards; its state stays."""
-    port = free_port()
+def start_demo(directory: Path, kmes: int = 1, **options: int) -> Iterator[Demo]:
+    """A demo in ``directory`` on free ports, stopped afterwards; its state stays."""
+    port = free_ports(kmes)
     flags = [part for name, value in options.items() for part in (f"--{name}", str(value))]
-    run_cli("demo", "up", str(directory), "--port", str(port), *flags)
+    run_cli("demo", "up", str(directory), "--port", str(port), "--kmes", str(kmes), *flags)
     try:
         yield Demo(directory, port, json.loads((directory / "demo.json").read_text()))
     finally:

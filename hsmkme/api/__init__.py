@@ -12,14 +12,15 @@ from hsmkme.api.problems import answer, http_problem, problem, unexpected
 from hsmkme.config import Config
 from hsmkme.errors import HsmkmeError
 from hsmkme.kme import Kme
+from hsmkme.model import Clock
 
 
-def create_app(config: Config, kme: Kme) -> Flask:
-    """The WSGI application of the SAE side."""
+def create_app(config: Config, kme: Kme, wall: Clock) -> Flask:
+    """The WSGI application of the SAE side; ``wall`` is the time of day, in seconds since 1970, UTC."""
     app = Flask("hsmkme", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = config.server.max_body_bytes
     app.url_map.merge_slashes = False
-    callers, description = Callers(config), described(config.keys)
+    callers, description = Callers(config, wall), described(config.keys)
     sae.serve(app, kme, callers)
     app.register_error_handler(HsmkmeError, problem)
     app.register_error_handler(HTTPException, http_problem)

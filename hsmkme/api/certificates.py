@@ -1,7 +1,6 @@
 """The client certificate of a request: from our own TLS, or from a proxy that the configuration trusts.
 
-TLS verified it when the connection began. What may have changed since is looked at again on every request: a
-certificate that was revoked meanwhile is refused on connections that are open already.
+TLS verified it when the connection began; whether it still holds is asked in `leaves`, on every request.
 """
 
 from __future__ import annotations
@@ -42,6 +41,13 @@ class TlsConnection(Protocol):
         ...
 
 
+def certificate_of(environ: Mapping[str, Any]) -> bytes | None:
+    """The certificate, DER, that TLS of our own verified for the request's connection; None without one."""
+    connection = environ.get("gunicorn.socket")
+    der = connection.getpeercert(binary_form=True) if isinstance(connection, TlsConnection) else None
+    return bytes(der) if der else None
+
+
 class Certificates:
     """Gives verified client certificates, DER."""
 
@@ -54,11 +60,10 @@ class Certificates:
         """The certificate of the request; raises `NotEntitled` (SAE-CERT-1)."""
         if environ.get(PROXIED):
             return self._from_proxy(environ.get(self._header, ""))
-        connection = environ.get("gunicorn.socket")
-        der = connection.getpeercert(binary_form=True) if isinstance(connection, TlsConnection) else None
-        if not der:
+        der = certificate_of(environ)
+        if der is None:
             raise NotEntitled(CERTIFICATE_REQUIRED, rule="SAE-CERT-1")
-        return bytes(der)
+        return der
 
     def _from_proxy(self, header: str) -> bytes:
         """What the proxy says it verified, verified again: it may be set up to pass on anything."""

@@ -50,7 +50,7 @@ def main(context: click.Context, config: str | None, verbose: bool) -> None:
 
 
 for command in (
-    *(operate.check, operate.migrate, operate.serve, operate.upkeep),
+    *(operate.check, operate.migrate, operate.serve, operate.serve_peers, operate.upkeep),
     *(deposit.deposit, deposit.simulate),
     *(registry.sae, registry.pair, registry.link, views.key, views.relation),
     *(audit.audit, ceremony.ceremony, demo.demo),

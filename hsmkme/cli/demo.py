@@ -1,4 +1,4 @@
-"""demo: a KME on this machine, to look at or to drive."""
+"""demo: KMEs on this machine, to look at or to drive."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ import json
 import signal
 import threading
 from pathlib import Path
+from typing import Any
 
 import click
-from rich.table import Table
+from rich.table import Column, Table
 
 from hsmkme import bootstrap
 from hsmkme import config as configuration
 from hsmkme.cli.shared import JSON_OPTION, console
 from hsmkme.demo import processes
-from hsmkme.demo.exchange import curl_lines, exchange
+from hsmkme.demo.exchange import curl_lines, exchange, pairs
 from hsmkme.demo.world import World
 
 DIRECTORY = click.argument("directory", metavar="DIR", type=click.Path(file_okay=False, path_type=Path))
@@ -22,24 +23,28 @@ DIRECTORY = click.argument("directory", metavar="DIR", type=click.Path(file_okay
 
 @click.group()
 def demo() -> None:
-    """A KME with SoftHSM and a development CA in one directory. Not for production."""
+    """KMEs with SoftHSM and development CAs in one directory. Not for production."""
 
 
 @demo.command()
 @DIRECTORY
-@click.option("--port", default=8443, show_default=True, help="TCP port on localhost.")
+@click.option("--port", default=8443, show_default=True, help="TCP port of the first KME on localhost.")
+@click.option("--kmes", type=click.IntRange(1, 3), default=1, show_default=True, help="How many KMEs in a new DIR.")
 @click.option("--saes", type=click.IntRange(min=2), default=3, show_default=True, help="How many SAEs.")
 @click.option("--keys", type=click.IntRange(min=0), default=10_000, show_default=True, help="Keys in a new pool.")
 @click.option("--workers", type=click.IntRange(min=1), default=2, show_default=True, help="Server processes.")
 @JSON_OPTION
-def up(directory: Path, port: int, saes: int, keys: int, workers: int, as_json: bool) -> None:
-    """Start in the background, or resume what DIR holds; returns when it answers. Describes it in DIR/demo.json."""
-    say = (lambda _: None) if as_json else (lambda line: console.print(f"  {line}", soft_wrap=True))
-    description = processes.up(World(directory.resolve(), port, saes, keys, workers, say))
+def up(directory: Path, port: int, kmes: int, saes: int, keys: int, workers: int, as_json: bool) -> None:
+    """Start in the background, or resume what DIR holds; returns when it is ready. Describes it in DIR/demo.json.
+
+    KME i serves SAEs at PORT + i - 1 and its peers ten ports above; SAEs are spread over the KMEs.
+    """
+    say = (lambda _: None) if as_json else _say
+    description = processes.up(World(directory.resolve(), port, saes, keys, workers, say, kmes))
     if as_json:
         click.echo(json.dumps(description))
     else:
-        console.print(f"[green]ready[/green] at {description['kmes'][0]['url']}; see {directory / 'demo.json'}")
+        console.print(f"[green]ready[/green] at {_urls(description)}; see {directory / 'demo.json'}", soft_wrap=True)
 
 
 @demo.command()
@@ -55,21 +60,20 @@ def down(directory: Path) -> None:
 @click.option("--port", default=8443, show_default=True, help="TCP port on localhost.")
 @click.option("--once", is_flag=True, help="Stop after the exchange instead of staying up.")
 def show(directory: Path, port: int, once: bool) -> None:
-    """Start the demo in DIR, exchange one key, show what happened, and stay up until Ctrl-C."""
+    """Start a demo of two KMEs in DIR, exchange keys, show what happened, and stay up until Ctrl-C."""
     directory = directory.resolve()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     console.rule("hsmkme demo")
-    description = processes.up(
-        World(directory, port, 3, 10_000, 2, lambda line: console.print(f"  {line}", soft_wrap=True))
-    )
+    description = processes.up(World(directory, port, 3, 10_000, 2, _say, kmes=2))
     try:
-        key_id = exchange(console, description)
-        _show_log(Path(description["kmes"][0]["config"]), key_id)
+        key_ids = [exchange(console, description, *pair) for pair in pairs(description)]
+        for kme in description["kmes"]:
+            _show_log(kme, key_ids)
         console.print("\nPaste these (the last one needs a KEY_ID from the second):\n")
         for line in curl_lines(description):
             click.echo(line + "\n")
         if not once:
-            console.print(f"Serving at {description['kmes'][0]['url']}. Ctrl-C stops; state stays in {directory}.")
+            console.print(f"Serving at {_urls(description)}. Ctrl-C stops; state stays in {directory}.")
             threading.Event().wait()
     except KeyboardInterrupt:
         console.print("\nstopping")
@@ -77,13 +81,23 @@ def show(directory: Path, port: int, once: bool) -> None:
         processes.down(directory)
 
 
-def _show_log(config_path: Path, key_id: str) -> None:
-    """What the audit log says of one key."""
-    store = bootstrap.open_store(configuration.load(config_path))
-    table = Table("row", "time", "event", "actor", box=None, header_style="bold", title="The audit log on this key")
+def _say(line: str) -> None:
+    console.print(f"  {line}", soft_wrap=True, markup=False)
+
+
+def _urls(description: dict[str, Any]) -> str:
+    return ", ".join(kme["url"] for kme in description["kmes"])
+
+
+def _show_log(kme: dict[str, Any], key_ids: list[str]) -> None:
+    """What the audit log of one KME says of some keys."""
+    store = bootstrap.open_store(configuration.load(Path(kme["config"])))
+    title = f"The audit log of {kme['id']} on {'this key' if len(key_ids) == 1 else 'these keys'}"
+    key_column = Column("key_ID", overflow="fold")
+    table = Table("row", "time", "event", "actor", key_column, box=None, header_style="bold", title=title)
     for row in store.log.latest(100, "key."):
         facts = json.loads(row.text)
-        if key_id in facts.get("key_IDs", []):
-            table.add_row(str(row.seq), facts["at"], facts["event"], facts["actor"])
+        for key_id in set(key_ids).intersection(facts.get("key_IDs", [])):
+            table.add_row(str(row.seq), facts["at"], facts["event"], facts["actor"], key_id)
     console.print(table)
     store.close()

@@ -1,4 +1,4 @@
-"""check, migrate, serve, upkeep: running a KME."""
+"""check, migrate, serve, serve-peers, upkeep: running a KME."""
 
 from __future__ import annotations
 
@@ -8,13 +8,18 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import click
 
 from hsmkme import bootstrap, diagnosis
 from hsmkme.cli.shared import JSON_OPTION, config_path, console, load_config, with_config
+from hsmkme.liaison import ROUND_SECONDS, Liaison
 from hsmkme.server import Server
+from hsmkme.server.listener import Listener, listener_for_peers, listener_for_saes
 from hsmkme.store import migrate as migrate_store
 
 TICK_SECONDS = 0.5
@@ -51,12 +56,27 @@ def migrate(config: str | None) -> None:
 @click.option("--pid-file", metavar="FILE", help="Write the process id of the server here.")
 def serve(config: str | None, pid_file: str | None) -> None:
     """Serve SAEs over mutual TLS until stopped."""
-    path = config_path(config)
     settings = load_config(config)
+    bootstrap.begin(settings, void=True)
+    _serve(config_path(config), listener_for_saes(settings), bootstrap.application, pid_file)
+
+
+@click.command(name="serve-peers")
+@with_config
+@click.option("--pid-file", metavar="FILE", help="Write the process id of the server here.")
+def serve_peers(config: str | None, pid_file: str | None) -> None:
+    """Serve other KMEs over mutual TLS 1.3 until stopped."""
+    settings = load_config(config)
+    listener = listener_for_peers(settings)
+    bootstrap.begin(settings, void=False)
+    _serve(config_path(config), listener, bootstrap.peer_application, pid_file)
+
+
+def _serve(path: Path, listener: Listener, build: Callable[[], Any], pid_file: str | None) -> None:
     bootstrap.forbid_core_dumps()
     os.environ[bootstrap.CONFIG_VARIABLE] = str(path.resolve())
     logging.getLogger("hsmkme").setLevel(logging.INFO)
-    Server(settings, {"pidfile": pid_file}).run()
+    Server(listener, build, {"pidfile": pid_file}).run()
 
 
 @click.command()
@@ -71,6 +91,16 @@ def upkeep(config: str | None) -> None:
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
     logging.getLogger("hsmkme").setLevel(logging.INFO)
-    duties = bootstrap.upkeep_with_spools(bootstrap.open_parts(config_path(config)))
+    bootstrap.begin(load_config(config), void=False)
+    parts = bootstrap.open_parts(config_path(config))
+    duties = bootstrap.upkeep_with_spools(parts)
+    if parts.config.peering is not None:
+        threading.Thread(target=_look_after_links, args=(parts.liaison(), stopping), daemon=True).start()
     while not stopping.wait(TICK_SECONDS):
         duties.tick()
+
+
+def _look_after_links(liaison: Liaison, stopping: threading.Event) -> None:
+    """Apart from the other duties: a peer may be slow to answer."""
+    while not stopping.wait(ROUND_SECONDS):
+        liaison.round()

@@ -17,23 +17,23 @@ _DAYS: Final = 825
 
 
 class Authority:
-    """The CA in ``directory``; made there if it is new."""
+    """The CA in ``directory``; made there if it is new. ``whose`` certificates it signs is part of its name."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, whose: str = "") -> None:
         self.certificate_path = directory / "ca.pem"
         self._key_path = directory / "ca.key"
         if not self.certificate_path.exists():
             directory.mkdir(parents=True, exist_ok=True)
-            self._create()
+            self._create(f"hsmkme development CA {whose}".strip())
         self._certificate = x509.load_pem_x509_certificate(self.certificate_path.read_bytes())
         key = serialization.load_pem_private_key(self._key_path.read_bytes(), None)
         if not isinstance(key, ec.EllipticCurvePrivateKey):
             raise TypeError(f"{self._key_path} is not an EC key")
         self._key = key
 
-    def _create(self) -> None:
+    def _create(self, common_name: str) -> None:
         key = ec.generate_private_key(ec.SECP256R1())
-        name = _name("hsmkme development CA")
+        name = _name(common_name)
         usage = x509.KeyUsage(
             *(False, False, False, False, False),  # nothing but
             key_cert_sign=True,
@@ -52,13 +52,12 @@ class Authority:
 
     def issue_server(self, kme_id: str, directory: Path) -> tuple[Path, Path]:
         """Certificate and key of the KME's SAE side: localhost and ``urn:qkd:kme:<id>``."""
-        names = [
-            x509.DNSName("localhost"),
-            x509.IPAddress(ipaddress.ip_address("127.0.0.1")),
-            x509.IPAddress(ipaddress.ip_address("::1")),
-            x509.UniformResourceIdentifier(f"urn:qkd:kme:{kme_id}"),
-        ]
-        return self._issue(directory, kme_id, names, ExtendedKeyUsageOID.SERVER_AUTH)
+        return self._issue(directory, kme_id, _kme_names(kme_id), ExtendedKeyUsageOID.SERVER_AUTH)
+
+    def issue_peer(self, kme_id: str, directory: Path) -> tuple[Path, Path]:
+        """Certificate and key of the KME towards its peers, whom it serves and calls: the same names."""
+        usages = ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH
+        return self._issue(directory, kme_id, _kme_names(kme_id), *usages)
 
     def issue_sae(self, sae_id: str, directory: Path) -> tuple[Path, Path]:
         """Certificate and key of an SAE: ``urn:qkd:sae:<id>`` and CN = id."""
@@ -66,7 +65,7 @@ class Authority:
         return self._issue(directory, sae_id, names, ExtendedKeyUsageOID.CLIENT_AUTH)
 
     def _issue(
-        self, directory: Path, common_name: str, names: list[x509.GeneralName], usage: x509.ObjectIdentifier
+        self, directory: Path, common_name: str, names: list[x509.GeneralName], *usages: x509.ObjectIdentifier
     ) -> tuple[Path, Path]:
         directory.mkdir(parents=True, exist_ok=True)
         key = ec.generate_private_key(ec.SECP256R1())
@@ -74,7 +73,7 @@ class Authority:
             _builder(_name(common_name), self._certificate.subject, key.public_key())
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(x509.SubjectAlternativeName(names), critical=False)
-            .add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
+            .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
             .add_extension(
                 x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False
             )
@@ -90,6 +89,15 @@ def write_private(path: Path, content: bytes) -> None:
     """Write a new file of mode 0400."""
     with os.fdopen(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o400), "wb") as file:
         file.write(content)
+
+
+def _kme_names(kme_id: str) -> list[x509.GeneralName]:
+    return [
+        x509.DNSName("localhost"),
+        x509.IPAddress(ipaddress.ip_address("127.0.0.1")),
+        x509.IPAddress(ipaddress.ip_address("::1")),
+        x509.UniformResourceIdentifier(f"urn:qkd:kme:{kme_id}"),
+    ]
 
 
 def _name(common_name: str) -> x509.Name:

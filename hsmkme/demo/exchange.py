@@ -1,10 +1,11 @@
-"""One exchange of one key between two SAEs of a demo, shown step by step."""
+"""Exchanges of one key between two SAEs of a demo, shown step by step."""
 
 from __future__ import annotations
 
 import hmac
 import http.client
 import json
+import shlex
 import ssl
 from base64 import b64decode
 from typing import Any
@@ -16,10 +17,22 @@ from rich.table import Column, Table
 
 from hsmkme.errors import OperatorFault
 
+Description = dict[str, Any]
+"""The content of ``demo.json``."""
 
-def exchange(console: Console, demo: dict[str, Any]) -> str:
-    """``sae-1`` gets a key, ``sae-2`` collects it; the bytes are compared and not shown. Returns the key_ID."""
-    master, slave = demo["saes"][:2]
+Sae = dict[str, str]
+"""An entry of its ``saes``."""
+
+
+def pairs(demo: Description) -> list[tuple[Sae, Sae]]:
+    """Master and slave of the exchanges to show: at two KMEs if there are two, and then in both directions."""
+    master, slave, *_ = demo["saes"]
+    across = next((sae for sae in demo["saes"] if sae["kme"] != master["kme"]), None)
+    return [(master, slave)] if across is None else [(master, across), (across, master)]
+
+
+def exchange(console: Console, demo: Description, master: Sae, slave: Sae) -> str:
+    """``master`` gets a key, ``slave`` collects it; the bytes are compared and not shown. Returns the key_ID."""
     steps = Table("step", "who", "asks", Column("answer", overflow="fold"), box=None, header_style="bold")
     before = _call(demo, master, f"{slave['id']}/status")
     steps.add_row("1", master["id"], "Get status", f"{before['stored_key_count']} keys for {slave['id']}")
@@ -31,34 +44,41 @@ def exchange(console: Console, demo: dict[str, Any]) -> str:
     steps.add_row("4", "", "compared, not shown", _verdict(same, len(b64decode(fetched["key"])) * 8))
     after = _call(demo, master, f"{slave['id']}/status")
     steps.add_row("5", master["id"], "Get status", f"{after['stored_key_count']} keys left")
-    console.print(Panel(steps, title="One key for two SAEs (ETSI GS QKD 014)", border_style="cyan"))
+    places = f"{master['id']} at {master['kme']}, {slave['id']} at {slave['kme']}"
+    console.print(Panel(steps, title=f"One key for two SAEs (ETSI GS QKD 014): {places}", border_style="cyan"))
     if not same:
         raise OperatorFault("the two SAEs did not get the same key")
     return str(fetched["key_ID"])
 
 
-def curl_lines(demo: dict[str, Any]) -> list[str]:
-    """Commands to paste."""
-    master, slave = demo["saes"][:2]
-    url = demo["kmes"][0]["url"]
-    base = f"curl -s --cacert {demo['ca']}"
+def curl_lines(demo: Description) -> list[str]:
+    """Commands to paste; each SAE asks the KME that serves it."""
+    master, slave = pairs(demo)[0]
     return [
-        f"{base} --cert {master['cert']} --key {master['key']} {url}/api/v1/keys/{slave['id']}/status",
-        f"{base} --cert {master['cert']} --key {master['key']} {url}/api/v1/keys/{slave['id']}/enc_keys",
-        f"{base} --cert {slave['cert']} --key {slave['key']} "
-        f"'{url}/api/v1/keys/{master['id']}/dec_keys?key_ID=KEY_ID'",
+        _curl(demo, master, f"{slave['id']}/status"),
+        _curl(demo, master, f"{slave['id']}/enc_keys"),
+        _curl(demo, slave, f"{master['id']}/dec_keys?key_ID=KEY_ID"),
     ]
+
+
+def _curl(demo: Description, sae: Sae, path: str) -> str:
+    url = f"{_url(demo, sae)}/api/v1/keys/{path}"
+    return f"curl -s --cacert {demo['ca']} --cert {sae['cert']} --key {sae['key']} {shlex.quote(url)}"
+
+
+def _url(demo: Description, sae: Sae) -> str:
+    """Of the KME that serves an SAE."""
+    return str(next(kme["url"] for kme in demo["kmes"] if kme["id"] == sae["kme"]))
 
 
 def _verdict(same: bool, bits: int) -> str:
     return f"[green]both have the same {bits} bits[/green]" if same else "[red]the bytes differ[/red]"
 
 
-def _call(demo: dict[str, Any], sae: dict[str, str], path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-    kme = next(kme for kme in demo["kmes"] if kme["id"] == sae["kme"])
+def _call(demo: Description, sae: Sae, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
     context = ssl.create_default_context(cafile=demo["ca"])
     context.load_cert_chain(sae["cert"], sae["key"])
-    where = urlsplit(kme["url"])
+    where = urlsplit(_url(demo, sae))
     connection = http.client.HTTPSConnection(str(where.hostname), where.port, timeout=30, context=context)
     try:
         if body is None:

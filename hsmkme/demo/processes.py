@@ -1,29 +1,27 @@
-"""Starting a demo's processes in the background, waiting until they answer, and ending them."""
+"""Starting a demo's processes in the background, and ending them."""
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import signal
 import socket
-import ssl
 import subprocess
-import sys
 import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
+from hsmkme.demo.kme import DemoKme, program
+from hsmkme.demo.readiness import wait_until_ready
 from hsmkme.demo.world import World
 from hsmkme.errors import OperatorFault
 
-READY_SECONDS: Final = 60
 STOP_SECONDS: Final = 40
 
 
 def up(world: World) -> dict[str, Any]:
-    """Make what is missing, start what does not run, return when it answers; the content of ``demo.json``."""
+    """Make what is missing, start what does not run, return when it is ready; the content of ``demo.json``."""
     running = pids_of(world.directory)
     if running and running == _started(world.directory):
         world.say(f"runs already: pids {running}")
@@ -31,14 +29,15 @@ def up(world: World) -> dict[str, Any]:
     if running:
         world.say(f"only pids {running} are left of it: starting it again")
         down(world.directory)
-    _refuse_taken_port(world.port)
+    world = world.as_made()
+    _refuse_taken_ports([port for kme in world.members for port in kme.ports])
     world.prepare()
-    pids = [_start(world, "serve"), _start(world, "upkeep")]
+    pids = {kme.kme_id: [_start(kme, command) for command in kme.commands] for kme in world.members}
     description = world.describe(pids)
     _write(world.description_path, description)
     try:
-        _wait_until_ready(world, pids)
-    except OperatorFault:
+        wait_until_ready(world, lambda: pids_of(world.directory) == _started(world.directory))
+    except (OperatorFault, KeyboardInterrupt):
         down(world.directory)
         raise
     return description
@@ -97,49 +96,34 @@ def _runs(pid: int, directory: Path) -> bool:
     return state != "Z" and (not command or str(directory).encode() in command)
 
 
-def _start(world: World, command: str) -> int:
-    log = world.kme_directory / f"{command}.log"
-    arguments = [sys.executable, "-m", "hsmkme", "--config", str(world.config_path), command]
-    with log.open("ab") as output:
+def _start(kme: DemoKme, command: str) -> int:
+    with (kme.home / f"{command}.log").open("ab") as output:
         process = subprocess.Popen(
-            arguments, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+            [*program(kme.config_path), command],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
         )
     process.returncode = 0  # it outlives this command on purpose; do not warn about it
     return process.pid
 
 
-def _wait_until_ready(world: World, pids: list[int]) -> None:
-    deadline = time.monotonic() + READY_SECONDS
-    while not _answers(world):
-        if len(pids_of(world.directory)) < len(pids) or time.monotonic() > deadline:
-            logs = ", ".join(str(path) for path in sorted(world.kme_directory.glob("*.log")))
-            raise OperatorFault(f"the KME did not start; see {logs}\n{_tail(world.kme_directory / 'serve.log')}")
-        time.sleep(0.1)
+def _refuse_taken_ports(ports: list[int]) -> None:
+    taken = [str(port) for port in sorted(ports) if _taken(port)]
+    if taken:
+        which = f"port {taken[0]} is" if len(taken) == 1 else f"ports {', '.join(taken)} are"
+        raise OperatorFault(f"{which} taken: stop what uses it or name another with --port")
 
 
-def _answers(world: World) -> bool:
-    context = ssl.create_default_context(cafile=str(world.directory / "ca" / "ca.pem"))
-    connection = http.client.HTTPSConnection("localhost", world.port, timeout=5, context=context)
-    try:
-        connection.request("GET", "/health")
-        return connection.getresponse().status == 200
-    except (OSError, http.client.HTTPException):
-        return False
-    finally:
-        connection.close()
-
-
-def _tail(path: Path) -> str:
-    return "\n".join(path.read_text(errors="replace").splitlines()[-15:]) if path.exists() else ""
-
-
-def _refuse_taken_port(port: int) -> None:
+def _taken(port: int) -> bool:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
-        except OSError as error:
-            raise OperatorFault(f"port {port} is taken: stop what uses it or name another with --port") from error
+        except OSError:
+            return True
+    return False
 
 
 def _write(path: Path, description: dict[str, Any]) -> None:

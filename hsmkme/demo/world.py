@@ -1,63 +1,32 @@
-"""What a demo directory holds: CA, SAEs, and a KME with its own token and store. Made once, kept."""
+"""What a demo directory holds: CAs, SAEs, and KMEs with tokens, stores and links of their own. Made once, kept."""
 
 from __future__ import annotations
 
-import json
+import itertools
 import secrets
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from hsmkme import bootstrap
-from hsmkme import config as configuration
-from hsmkme.ceremony import steps
-from hsmkme.ceremony.transcript import Transcript
 from hsmkme.demo.authority import Authority, write_private
-from hsmkme.drivers.simulator import Simulator
-from hsmkme.errors import OperatorFault
+from hsmkme.demo.kme import LOCAL_LINK, DemoKme, Say
+from hsmkme.hsm.objects import LINK_KEY_BYTES
 from hsmkme.model import Entry
-from hsmkme.store import Store, migrate
 
-LINK: Final = "local"
 ACTOR: Final = "demo"
-
-Say = Callable[[str], None]
-"""Tells the user what was done."""
-
-_CONFIG: Final = """\
-# A demo KME, made by `hsmkme demo up`. Not for production: the PIN lies beside the token.
-kme_id = "{kme}"
-store = "store.sqlite"
-
-[token]
-profile = "softhsm-2.6"
-label = "{label}"
-softhsm_conf = "softhsm2.conf"
-pin_file = "pin"
-
-[server]
-bind = {bind}
-certificate = "server/cert.pem"
-key = "server/key.pem"
-sae_ca = "../ca/ca.pem"
-workers = {workers}
-
-[[link]]
-id = "{link}"
-peer = "{kme}"
-key_bits = 256
-
-[[spool]]
-link = "{link}"
-directory = "spool"
-"""
+_FILES: Final = (("cert", "cert"), ("key", "key"), ("bundle", "bundle"))
 
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """A demo in ``directory``: KME ``kme-1`` and SAEs ``sae-1`` … ``sae-<saes>``, any two of which exchange keys."""
+    """A demo in ``directory``: KMEs ``kme-1`` …, each linked with each, and SAEs ``sae-1`` ….
+
+    Any two SAEs exchange keys. SAE *i* is served by the KME whose turn it is; KME *i* serves SAEs at
+    ``port`` + *i* - 1, and peers ten ports above. A pool of ``keys`` keys is on every link that SAEs can use.
+    """
 
     directory: Path
     port: int
@@ -65,18 +34,20 @@ class World:
     keys: int
     workers: int
     say: Say
+    kmes: int = 1
 
-    kme_id: str = "kme-1"
+    def as_made(self) -> World:
+        """The same with as many KMEs as the directory has, if it has any."""
+        made = len(list(self.directory.glob("kme-*")))
+        if made in (0, self.kmes):
+            return self
+        self.say(f"{self.directory} has {made} KME{'s' if made > 1 else ''}, and keeps them")
+        return replace(self, kmes=made)
 
     @property
-    def kme_directory(self) -> Path:
-        """Where the KME keeps everything of its own."""
-        return self.directory / self.kme_id
-
-    @property
-    def config_path(self) -> Path:
-        """The KME's configuration."""
-        return self.kme_directory / "hsmkme.toml"
+    def members(self) -> list[DemoKme]:
+        """The KMEs."""
+        return [DemoKme(self.directory, n, self.kmes, self.port, self.say) for n in range(1, self.kmes + 1)]
 
     @property
     def description_path(self) -> Path:
@@ -84,87 +55,90 @@ class World:
         return self.directory / "demo.json"
 
     @property
-    def url(self) -> str:
-        """Where SAEs reach the KME."""
-        return f"https://localhost:{self.port}"
+    def ca(self) -> Path:
+        """The CA of SAEs, and of what KMEs show to SAEs."""
+        return self.directory / "ca" / "ca.pem"
 
     @property
     def sae_ids(self) -> list[str]:
         """The SAEs."""
         return [f"sae-{number}" for number in range(1, self.saes + 1)]
 
+    def kme_of(self, sae_id: str) -> str:
+        """Which KME serves an SAE."""
+        return f"kme-{self.sae_ids.index(sae_id) % self.kmes + 1}"
+
     def prepare(self) -> None:
         """Make what is missing. Each step leaves what it made whole, so an interrupted run can be repeated."""
-        self.kme_directory.mkdir(parents=True, exist_ok=True)
+        for kme in self.members:
+            kme.home.mkdir(parents=True, exist_ok=True)
+        if not self.ca.exists():
+            self.say("making a development CA, certificates, tokens and stores")
         authority = Authority(self.directory / "ca")
-        if not (self.kme_directory / "server" / "cert.pem").exists():
-            authority.issue_server(self.kme_id, self.kme_directory / "server")
-            self.say("development CA and server certificate made")
-        self._write_settings()
-        store = self._open_store()
-        if not store.registry.epochs():
-            self._first_ceremony(store)
-            self._first_deposit()
-        self._enrol(authority, store)
-        store.close()
+        peer_authority = Authority(self.directory / "peer-ca", "of peers") if self.kmes > 1 else None
+        for kme in self.members:
+            kme.found(authority, peer_authority, self.workers)
+        self._draw_shared_secrets()
+        with ThreadPoolExecutor(self.kmes) as beside:
+            for done in [beside.submit(self._complete, kme) for kme in self.members]:
+                done.result()
+        self._forget_shared_secrets()
+        self._enrol(authority)
 
-    def _write_settings(self) -> None:
-        tokens = self.kme_directory / "tokens"
-        tokens.mkdir(exist_ok=True, mode=0o700)
-        (self.kme_directory / "softhsm2.conf").write_text(
-            f"directories.tokendir = {tokens}\nobjectstore.backend = file\n"
-            "log.level = ERROR\nslots.removable = false\nlibrary.reset_on_fork = true\n"
-        )
-        bind = [f"127.0.0.1:{self.port}"]
-        if Path("/proc/net/if_inet6").exists() and Path("/proc/net/if_inet6").read_text().strip():
-            bind.append(f"[::1]:{self.port}")
-        self.config_path.write_text(
-            _CONFIG.format(
-                kme=self.kme_id, label=self.token_label, bind=json.dumps(bind), workers=self.workers, link=LINK
-            )
-        )
-        for name in ("pin", "so-pin"):
-            if not (self.kme_directory / name).exists():
-                write_private(self.kme_directory / name, secrets.token_hex(8).encode())
+    # Links -----------------------------------------------------------------------------------------------
 
-    @property
-    def token_label(self) -> str:
-        """The label of the KME's token."""
-        return f"hsmkme-{self.kme_id}"
+    def _component(self, link_id: str) -> Path:
+        return self.directory / "links" / f"{link_id}.component"
 
-    def _open_store(self) -> Store:
-        settings = configuration.load(self.config_path)
-        if migrate(settings.store):
-            self.say("store created")
-        return bootstrap.open_store(settings)
+    def _seed(self, kme: DemoKme, link_id: str) -> Path:
+        """Of the simulated device: the same file at both ends of a link."""
+        return self.directory / "links" / f"{kme.kme_id + '.' if link_id == LOCAL_LINK else ''}{link_id}.seed"
 
-    def _first_ceremony(self, store: Store) -> None:
-        settings = configuration.load(self.config_path)
-        transcript = Transcript(self.kme_directory / f"ceremony-first-{int(time.time())}.jsonl", time.time)
-        try:
-            keys = steps.first(
-                bootstrap.token_address(settings.token),
-                bootstrap.pin_source(self.kme_directory / "so-pin"),
-                bootstrap.pin_source(settings.token.pin_file),
-                transcript,
-            )
-        except OperatorFault as fault:
-            raise OperatorFault(f"{fault}. An earlier start was interrupted: remove {self.directory}") from fault
-        bootstrap.admit_first_epoch(store, keys.check_value, transcript.digest)
-        self.say(f"first ceremony: token {self.token_label}, master/1 {keys.check_value}, audit key; {transcript.path}")
+    def _shared_secrets(self) -> Iterator[Path]:
+        """What both ends of a link must get: files of mode 0400 from here until each of them has it."""
+        for kme in self.members:
+            for peer in kme.peers:
+                yield self._component(kme.link_to(peer))
+            for link_id in kme.link_ids:
+                yield self._seed(kme, link_id)
 
-    def _first_deposit(self) -> None:
-        if not self.keys:
+    def _draw_shared_secrets(self) -> None:
+        """Before the first ceremony of all: from then on it is for both ends to get them, in whatever run."""
+        if any(kme.has_token for kme in self.members):
             return
-        parts = bootstrap.open_parts(self.config_path)
-        started = time.monotonic()
-        device = Simulator(LINK, secrets.token_bytes(32), 256, parts.config.keys.block_keys, self.keys)
-        tally = parts.intake().run(device)
-        parts.token.close()
-        parts.store.close()
-        self.say(f"{tally.keys} keys deposited in {time.monotonic() - started:.1f} s, sealed by the token")
+        self._forget_shared_secrets()
+        (self.directory / "links").mkdir(mode=0o700, exist_ok=True)
+        for kme in self.members:
+            for peer in (peer for peer in kme.peers if peer.number > kme.number):
+                write_private(self._component(kme.link_to(peer)), secrets.token_hex(LINK_KEY_BYTES).encode())
+                write_private(self._seed(kme, kme.link_to(peer)), secrets.token_bytes(32))
+            write_private(self._seed(kme, LOCAL_LINK), secrets.token_bytes(32))
 
-    def _enrol(self, authority: Authority, store: Store) -> None:
+    def _forget_shared_secrets(self) -> None:
+        for path in self._shared_secrets():
+            path.unlink(missing_ok=True)
+        with suppress(OSError):
+            (self.directory / "links").rmdir()
+
+    def _complete(self, kme: DemoKme) -> None:
+        """Ceremonies and first deposits of one KME, as far as they are due."""
+        kme.hold_first_ceremony()
+        for peer in kme.peers:
+            component = self._component(kme.link_to(peer))
+            if component.exists():
+                kme.bring_link_key(kme.link_to(peer), component)
+        for link_id in kme.link_ids:
+            seed = self._seed(kme, link_id)
+            if seed.exists() and self.keys and (link_id != LOCAL_LINK or self._serves_a_pair(kme)):
+                kme.deposit(link_id, seed, self.keys)
+
+    def _serves_a_pair(self, kme: DemoKme) -> bool:
+        return sum(self.kme_of(sae_id) == kme.kme_id for sae_id in self.sae_ids) >= 2
+
+    # SAEs ------------------------------------------------------------------------------------------------
+
+    def _enrol(self, authority: Authority) -> None:
+        """A certificate for each SAE; every KME knows all of them, and any two may exchange keys."""
         for sae_id in self.sae_ids:
             home = self.directory / "saes" / sae_id
             if not (home / "bundle.pem").exists():
@@ -172,29 +146,21 @@ class World:
                     (home / stale).unlink(missing_ok=True)
                 certificate, key = authority.issue_sae(sae_id, home)
                 write_private(home / "bundle.pem", certificate.read_bytes() + key.read_bytes())
-            store.registry.add_sae(sae_id, self.kme_id, Entry("sae.add", ACTOR))
-        for master in self.sae_ids:
-            for slave in self.sae_ids:
-                if master != slave:
-                    store.registry.allow(master, slave, Entry("pair.allow", ACTOR))
+        for kme in self.members:
+            store = kme.open_store()
+            for sae_id in self.sae_ids:
+                store.registry.add_sae(sae_id, self.kme_of(sae_id), Entry("sae.add", ACTOR))
+            for master, slave in itertools.permutations(self.sae_ids, 2):
+                store.registry.allow(master, slave, Entry("pair.allow", ACTOR))
+            store.close()
 
-    def describe(self, pids: list[int]) -> dict[str, Any]:
-        """The content of ``demo.json``."""
-        kme = {
-            "id": self.kme_id,
-            "url": self.url,
-            "config": str(self.config_path),
-            "store": str(self.kme_directory / "store.sqlite"),
-            "token_label": self.token_label,
-            "softhsm_conf": str(self.kme_directory / "softhsm2.conf"),
-            "pids": pids,
-        }
+    def describe(self, pids: Mapping[str, list[int]]) -> dict[str, Any]:
+        """The content of ``demo.json``; ``pids`` by KME, in the order of their commands."""
+        kmes = [kme.describe(pids[kme.kme_id]) for kme in self.members]
         saes = [
-            {"id": sae_id, "kme": self.kme_id}
+            {"id": sae_id, "kme": self.kme_of(sae_id)}
             | {name: str(self.directory / "saes" / sae_id / f"{file}.pem") for name, file in _FILES}
             for sae_id in self.sae_ids
         ]
-        return {"ca": str(self.directory / "ca" / "ca.pem"), "kmes": [kme], "saes": saes}
-
-
-_FILES: Final = (("cert", "cert"), ("key", "key"), ("bundle", "bundle"))
+        peer_ca = {"peer_ca": str(self.directory / "peer-ca" / "ca.pem")} if self.kmes > 1 else {}
+        return {"ca": str(self.ca), **peer_ca, "kmes": kmes, "saes": saes}

@@ -12,11 +12,18 @@ from hsmkme.hsm import sealing, templates
 
 AUDIT_LABEL: Final = "audit"
 DIGEST_LABEL: Final = "digest"
+LINK_KEY_BYTES: Final = 32
+_LINK_CHECK: Final = b"hsmkme/link-check/1"
 
 
 def master_label(epoch: int) -> str:
     """The label of the master key of ``epoch``."""
     return f"master/{epoch}"
+
+
+def link_label(link_id: str) -> str:
+    """The label of the key that both ends of the link ``link_id`` share."""
+    return f"link/{link_id}"
 
 
 def find_object(session: Any, label: str, kind: ObjectClass) -> Any:
@@ -57,3 +64,11 @@ def check_value(session: Any, master: Any) -> str:
         return bytes(master.wrap_key(zero, mechanism=Mechanism.AES_KEY_WRAP))[:5].hex()
     finally:
         zero.destroy()
+
+
+def link_check_value(key: Any, link_id: str) -> str:
+    """The first 5 bytes, as hex, of what the link key makes of a fixed text: the same at both ends, and says no more.
+
+    HMAC-SHA256 over ``hsmkme/link-check/1`` and the link id; no message between KMEs begins like that.
+    """
+    return bytes(key.sign(_LINK_CHECK + link_id.encode(), mechanism=Mechanism.SHA256_HMAC))[:5].hex()

@@ -6,19 +6,32 @@ one that differs is destroyed before anything could be put under it.
 
 from __future__ import annotations
 
+import hmac
+import itertools
+from collections.abc import Sequence
 from typing import Any, Final
 
-from pkcs11 import Attribute, KeyType, MechanismFlag
+from pkcs11 import Attribute, KeyType, MechanismFlag, ObjectClass
 from pkcs11.util.ec import encode_named_curve_parameters
 
 from hsmkme.errors import OperatorFault
 from hsmkme.hsm import templates
+from hsmkme.hsm.anchor import ANCHOR_LABEL, NOTHING, anchor_template, anchored
 from hsmkme.hsm.cryptoki import Cryptoki
 from hsmkme.hsm.faults import translated
 from hsmkme.hsm.module import load_module
-from hsmkme.hsm.objects import AUDIT_LABEL, DIGEST_LABEL, check_value, master_label
+from hsmkme.hsm.objects import (
+    AUDIT_LABEL,
+    DIGEST_LABEL,
+    LINK_KEY_BYTES,
+    check_value,
+    link_check_value,
+    link_label,
+    master_label,
+)
 from hsmkme.hsm.profiles import TokenAddress
 from hsmkme.hsm.session import PinSource, Sessions, find_token, login_turn
+from hsmkme.model import KeyMaterial
 
 _SHOWN: Final = (
     Attribute.LOCAL,
@@ -62,6 +75,24 @@ def _free_slot(module: Any, label: str) -> int:
     if not free:
         raise OperatorFault("no slot holds an uninitialised token")
     return int(free[0])
+
+
+def joined(components: Sequence[KeyMaterial]) -> KeyMaterial:
+    """The XOR of ``components`` of 32 bytes each, at least one: who lacks one of them knows nothing of it.
+
+    Raises `OperatorFault` for another length, and for one component given twice: it would cancel itself out.
+    """
+    values = [component.reveal() for component in components]
+    if not values or any(len(value) != LINK_KEY_BYTES for value in values):
+        raise OperatorFault(f"a link key is made of one or more components of {LINK_KEY_BYTES} bytes each")
+    if any(hmac.compare_digest(one, other) for one, other in itertools.combinations(values, 2)):
+        raise OperatorFault("two components are the same: they would cancel each other out")
+    result = bytes(LINK_KEY_BYTES)
+    for value in values:
+        result = bytes(one ^ other for one, other in zip(result, value, strict=True))
+    if not any(result):
+        raise OperatorFault("the components cancel each other out")
+    return KeyMaterial(result)
 
 
 class Officer:
@@ -117,6 +148,15 @@ class Officer:
             )
             return self._verified(DIGEST_LABEL, [key], templates.DIGEST)
 
+    def make_anchor(self) -> Evidence:
+        """Make the data object in which the token remembers the store; it says of none yet."""
+        with translated("making the anchor"), self._sessions.lane() as lane:
+            self._refuse_existing(lane.session, ANCHOR_LABEL)
+            lane.session.create_object(anchor_template(NOTHING))
+            if anchored(lane.session) != NOTHING:
+                raise OperatorFault("the token does not keep what is written into a data object")
+            return {"label": ANCHOR_LABEL}
+
     def make_audit_key(self) -> Evidence:
         """Generate the EC P-256 pair that signs seals of the audit log."""
         with translated("making the audit key"), self._sessions.lane() as lane:
@@ -133,15 +173,36 @@ class Officer:
             )
             return self._verified(AUDIT_LABEL, [private, public], templates.AUDIT_PRIVATE)
 
+    def make_link_key(self, link_id: str, value: KeyMaterial) -> Evidence:
+        """Bring the key of the link ``link_id`` into the token: ``value``, 32 bytes, the same at both ends."""
+        label, secret = link_label(link_id), value.reveal()
+        if len(secret) != LINK_KEY_BYTES:
+            raise OperatorFault(f"a link key has {LINK_KEY_BYTES} bytes")
+        with translated(f"bringing {label}"), self._sessions.lane() as lane:
+            self._refuse_existing(lane.session, label)
+            identity = {Attribute.LABEL: label, Attribute.ID: label.encode(), Attribute.VALUE: secret}
+            key = lane.session.create_object(
+                {Attribute.CLASS: ObjectClass.SECRET_KEY, **templates.LINK, **identity}
+            )
+            length = {Attribute.VALUE_LEN: LINK_KEY_BYTES}
+            evidence = self._verified(label, [key], {**templates.LINK, **length}, templates.BROUGHT_HERE)
+            return {**evidence, "check_value": link_check_value(key, link_id)}
+
     def _refuse_existing(self, session: Any, label: str) -> None:
         if any(session.get_objects({Attribute.LABEL: label, Attribute.TOKEN: True})):
             raise OperatorFault(f"the token already has an object labelled {label!r}; nothing was made")
 
-    def _verified(self, label: str, made: list[Any], template: templates.Template) -> Evidence:
+    def _verified(
+        self,
+        label: str,
+        made: list[Any],
+        template: templates.Template,
+        origin: templates.Template = templates.MADE_HERE,
+    ) -> Evidence:
         """Read the first of ``made`` back and compare; on any difference destroy all of them."""
         key = made[0]
         try:
-            templates.verify_object(label, key, {**template, **templates.MADE_HERE}, self._sessions.cryptoki)
+            templates.verify_object(label, key, {**template, **origin}, self._sessions.cryptoki)
         except OperatorFault:
             for unfit in made:
                 unfit.destroy()
@@ -152,6 +213,3 @@ class Officer:
 
 def _plain(value: object) -> object:
     return [mechanism.name for mechanism in value] if isinstance(value, tuple) else value
-
-
-

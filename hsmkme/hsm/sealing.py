@@ -21,6 +21,7 @@ _WRAPPING_AES_KW: Final = 1
 _SEALING_GCM: Final = 1
 _NONCE_BYTES: Final = 12
 _DOMAIN: Final = b"hsmkme/segment/1"
+_TAG_DOMAIN: Final = b"kme-peer/1/tag"
 
 WRAPPED_KEY_BYTES: Final = 40
 BLOCK_KEY_BITS: Final = 256
@@ -52,6 +53,13 @@ def gcm_parameters(bound: bytes, index: int) -> GCMParams:
 def digest_input(block: RawBlock) -> bytes:
     """What the keyed digest of a block covers: its bytes, whatever its name and however they are cut into keys."""
     return b"hsmkme/block-digest/1" + block.material.reveal()
+
+
+def tag_input(block: RawBlock) -> bytes:
+    """What the confirmation tag of a block covers: its names, its form and its bytes, each with its length."""
+    parts = (_TAG_DOMAIN, block.name.link_id.encode(), block.name.block_id.encode())
+    form = struct.pack(">II", block.key_count, block.key_bits)
+    return b"".join(struct.pack(">I", len(part)) + part for part in (*parts, form, block.material.reveal()))
 
 
 def slices(sealed: bytes, key_bits: int) -> list[bytes]:

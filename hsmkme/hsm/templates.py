@@ -64,6 +64,14 @@ DIGEST: Final[Template] = {
     A.ALLOWED_MECHANISMS: (Mechanism.SHA256_HMAC,),
 }
 
+# The key that both ends of a link share; its value comes from outside, so the token says less of its past.
+LINK: Final[Template] = {
+    A.KEY_TYPE: KeyType.GENERIC_SECRET,
+    **_role(A.SIGN),
+    **_secret(token=True, extractable=False),
+    A.ALLOWED_MECHANISMS: (Mechanism.SHA256_HMAC,),
+}
+
 AUDIT_PRIVATE: Final[Template] = {
     **{capability: capability is A.SIGN for capability in (A.DECRYPT, A.UNWRAP, A.SIGN, A.SIGN_RECOVER, A.DERIVE)},
     **_secret(token=True, extractable=False),
@@ -91,6 +99,9 @@ OPENING_KEY: Final[Template] = {
 
 # What the token alone can say of a key it made itself.
 MADE_HERE: Final[Template] = {A.LOCAL: True, A.NEVER_EXTRACTABLE: True, A.ALWAYS_SENSITIVE: True}
+
+# What it says of a key that was brought to it.
+BROUGHT_HERE: Final[Template] = {A.LOCAL: False, A.NEVER_EXTRACTABLE: False, A.ALWAYS_SENSITIVE: False}
 
 
 def mapper() -> AttributeMapper:

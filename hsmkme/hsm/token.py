@@ -20,8 +20,9 @@ from pkcs11.util.ec import encode_ec_public_key
 
 from hsmkme.errors import RecordFault, TokenUnavailable
 from hsmkme.hsm import sealing, templates
+from hsmkme.hsm.anchor import Anchor, anchored
 from hsmkme.hsm.faults import Fault, fault_of
-from hsmkme.hsm.objects import AUDIT_LABEL, DIGEST_LABEL, check_value, find_object, master_label
+from hsmkme.hsm.objects import AUDIT_LABEL, DIGEST_LABEL, check_value, find_object, link_label, master_label
 from hsmkme.hsm.profiles import TokenAddress
 from hsmkme.hsm.running import Runner
 from hsmkme.hsm.session import Lane, PinSource, Sessions
@@ -29,6 +30,7 @@ from hsmkme.model import (
     BlockName,
     BlockSeal,
     KeyMaterial,
+    Lineage,
     OpenKey,
     Part,
     RawBlock,
@@ -38,6 +40,7 @@ from hsmkme.model import (
 
 SIGNATURE_BYTES: Final = 64
 DIGEST_BYTES: Final = 32
+TAG_BYTES: Final = 16
 
 _PROOF: Final = RawBlock(BlockName("sentinel", "sentinel"), 256, KeyMaterial(bytes(range(32))))
 
@@ -80,6 +83,19 @@ class Token:
         """A keyed tag of the block's bytes, 32 bytes: finds the same bytes again, says nothing of them to a thief."""
         return self._runner.run("reading a digest", lambda lane: self._digest(lane, block))
 
+    def confirmation_tag(self, block: RawBlock) -> bytes:
+        """16 bytes by the key of the block's link: the other end makes the same of the same block, nobody else can."""
+        return self.link_mac(block.name.link_id, sealing.tag_input(block))[:TAG_BYTES]
+
+    def link_mac(self, link_id: str, data: bytes) -> bytes:
+        """HMAC-SHA256 by the key that both ends of a link hold, 32 bytes."""
+
+        def sign(lane: Lane) -> bytes:
+            key = self._object(lane, link_label(link_id), ObjectClass.SECRET_KEY, templates.LINK)
+            return _sized(bytes(key.sign(data, mechanism=Mechanism.SHA256_HMAC)), DIGEST_BYTES)
+
+        return self._runner.run("signing for a peer", sign)
+
     def sign(self, digest: bytes) -> bytes:
         """ECDSA P-256 by the audit key over a SHA-256 digest; 64 bytes, r ‖ s."""
 
@@ -105,6 +121,14 @@ class Token:
         """Ten hex digits that tell master keys apart and reveal nothing of them (``ops/adr/0003``)."""
         doing = "reading a check value"
         return self._runner.run(doing, lambda lane: check_value(lane.session, self._master(lane, epoch)))
+
+    def anchored(self) -> Lineage:
+        """What the token remembers of the store."""
+        return self._runner.run("reading the anchor", lambda lane: anchored(lane.session))
+
+    def anchor(self) -> Anchor:
+        """What lets the token remember a store: for upkeep alone."""
+        return Anchor(self._runner)
 
     def prove(self, epoch: int) -> None:
         """Seal and open a known answer under the master key of ``epoch``; raises what that meets."""

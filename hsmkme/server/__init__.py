@@ -2,35 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from gunicorn.app.base import BaseApplication
 
-from hsmkme.bootstrap import application
-from hsmkme.config import Config
 from hsmkme.errors import ConfigRefused
 from hsmkme.server.framing import HEAD_LIMIT
+from hsmkme.server.listener import Listener
 from hsmkme.server.tls import check_files
 
 
 class Server(BaseApplication):
-    """gunicorn with the settings of a configuration; the application is built in each worker, after the fork."""
+    """gunicorn with the settings of a listener. ``build`` makes the application in each worker, after the fork."""
 
-    def __init__(self, settings: Config, options: dict[str, Any]) -> None:
-        self.settings = settings
+    def __init__(self, listener: Listener, build: Callable[[], Any], options: dict[str, Any]) -> None:
+        self.listener = listener
+        self._build = build
         self._options = options
         super().__init__()
 
     def load_config(self) -> None:
         """Settings of gunicorn."""
-        section = self.settings.server
+        listener = self.listener
         options = {
-            "bind": [*section.bind, *self.settings.proxy.bind],
-            "workers": section.workers,
-            "threads": section.threads,
+            "bind": [*listener.bind, *listener.plain],
+            "workers": listener.workers,
+            "threads": listener.threads,
             "worker_class": "hsmkme.server.worker.EventWorker",
-            "keyfile": str(section.key),
-            "certfile": str(section.certificate),
+            "keyfile": str(listener.key),
+            "certfile": str(listener.certificate),
             "max_requests": 200_000,
             "max_requests_jitter": 20_000,
             "limit_request_line": 8190,
@@ -49,11 +50,11 @@ class Server(BaseApplication):
 
     def load(self) -> Any:
         """The application; the token's module is loaded here, in the worker."""
-        return application()
+        return self._build()
 
     def run(self) -> None:
         """Serve until stopped. Raises `ConfigRefused` if the certificate files cannot be used to begin with."""
-        wrong = check_files(self.settings.server)
+        wrong = check_files(self.listener)
         if wrong:
             raise ConfigRefused(wrong)
         super().run()

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from hsmkme.config import ServerSection
+from hsmkme.server.listener import Listener
 
 log = logging.getLogger(__name__)
 
@@ -26,13 +26,13 @@ class Contexts:
     A context that has kept too many sessions is replaced: they would take memory, and could be resumed.
     """
 
-    def __init__(self, section: ServerSection, clock: Callable[[], float] = time.monotonic) -> None:
-        self._section = section
+    def __init__(self, listener: Listener, clock: Callable[[], float] = time.monotonic) -> None:
+        self._listener = listener
         self._clock = clock
         self._looked_at = clock()
         self._seen = self._stamps()
         self._unreadable = False
-        self._context = tls_context(section)
+        self._context = tls_context(listener)
 
     def current(self) -> ssl.SSLContext:
         """The context for a new connection."""
@@ -48,7 +48,7 @@ class Contexts:
     def _renew(self) -> None:
         stamps = self._stamps()
         try:
-            self._context = tls_context(self._section)
+            self._context = tls_context(self._listener)
         except OSError as error:  # of TLS too
             log.error("the certificate files cannot be used, what was read before stays: %s", error)
             self._unreadable = True
@@ -58,44 +58,37 @@ class Contexts:
         self._seen, self._unreadable = stamps, False
 
     def _stamps(self) -> list[tuple[int, int] | None]:
-        return [_stamp(path) for path in files(self._section)]
+        return [_stamp(path) for path in self._listener.files]
 
 
-def files(section: ServerSection) -> list[Path]:
-    """The files a context is made of."""
-    given = (section.certificate, section.key, section.sae_ca, section.sae_crl)
-    return [path for path in given if path is not None]
+def tls_context(listener: Listener) -> ssl.SSLContext:
+    """The listener's certificate, the CAs of its clients, their revocation list, and the versions it takes.
 
-
-def tls_context(section: ServerSection) -> ssl.SSLContext:
-    """TLS 1.3 and 1.2, server certificate, the CAs of SAEs and their revocation list.
-
-    A client without certificate gets through the handshake and then a 401 that says so (point 11); one
-    whose certificate is not of ``sae_ca`` does not. No tickets, and few sessions (`SESSIONS_MOST`): a resumed
-    session is not verified anew, except against the revocation list, which is looked at on every request.
+    No tickets, and few sessions (`SESSIONS_MOST`): a resumed session is not verified anew, except against the time and
+    the revocation list, which are looked at on every request.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.load_cert_chain(section.certificate, section.key)
-    context.load_verify_locations(section.sae_ca)
-    if section.sae_crl is not None:
-        context.load_verify_locations(section.sae_crl)
+    context.minimum_version = listener.minimum_version
+    context.load_cert_chain(listener.certificate, listener.key)
+    context.load_verify_locations(listener.ca)
+    if listener.crl is not None:
+        context.load_verify_locations(listener.crl)
         context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
-    context.verify_mode = ssl.CERT_OPTIONAL
+    context.verify_mode = ssl.CERT_REQUIRED if listener.certificate_required else ssl.CERT_OPTIONAL
     context.num_tickets = 0
     context.options |= ssl.OP_NO_TICKET | ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
     return context
 
 
-def check_files(section: ServerSection) -> list[str]:
+def check_files(listener: Listener) -> list[str]:
     """What is wrong with certificate, key, CA and CRL files."""
-    missing = [f"server: no file {path}" for path in files(section) if not path.is_file()]
+    missing = [f"{listener.section}: no file {path}" for path in listener.files if not path.is_file()]
     if missing:
         return missing
     try:
-        tls_context(section)
+        tls_context(listener)
     except OSError as error:  # of TLS too
-        return [f"server: the certificate files do not make a TLS context: {error}"]
+        return [f"{listener.section}: the certificate files do not make a TLS context: {error}"]
     return []
 
 

@@ -22,10 +22,10 @@ from typing import Any, Final, cast
 
 from gunicorn.workers.base import Worker
 
-from hsmkme.config import Config
 from hsmkme.server.calling import call
 from hsmkme.server.connection import Connection, Phase
 from hsmkme.server.framing import FramingError, refusal
+from hsmkme.server.listener import Listener
 from hsmkme.server.tls import Contexts
 
 TICK_SECONDS: Final = 1.0
@@ -42,14 +42,14 @@ STOP_SECONDS: Final = 2.0
 
 
 class EventWorker(Worker):
-    """Serves the application. gunicorn's settings are the application's: see ``server.Server``."""
+    """Serves the application of a `Listener`. gunicorn's settings are made of it: see ``server.Server``."""
 
     def init_process(self) -> None:
         """Set up what must not be shared with other processes, then run."""
-        settings: Config = cast("Any", self.app).settings
-        self._body_limit = settings.server.max_body_bytes
-        self._waiting_most, self._waiting = settings.fair_use.waiting, 0
-        self._plain_binds, self._proxies = set(settings.proxy.bind), set(settings.proxy.trusted)
+        listener: Listener = cast("Any", self.app).listener
+        self._body_limit = listener.max_body_bytes
+        self._waiting_most, self._waiting = listener.waiting, 0
+        self._plain_binds, self._proxies = set(listener.plain), set(listener.trusted)
         self._connections: set[Connection] = set()
         self._answered: deque[tuple[Connection, bytes, bool]] = deque()
         self._poll = selectors.DefaultSelector()
@@ -69,7 +69,7 @@ class EventWorker(Worker):
         """
         while self.alive and os.getppid() == self.ppid:
             try:
-                self._contexts = Contexts(cast("Any", self.app).settings.server)
+                self._contexts = Contexts(cast("Any", self.app).listener)
             except OSError as error:
                 self.log.error("this worker waits for certificate files that can be used: %s", error)
                 self.notify()

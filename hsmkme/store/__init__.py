@@ -7,15 +7,47 @@ from pathlib import Path
 
 from hsmkme.model import Clock
 from hsmkme.store import schema
+from hsmkme.store.agreed import Agreed, NewIds, Offer
 from hsmkme.store.answers import Answer, Answers
-from hsmkme.store.blocks import Blocks, Outcome, Vein
+from hsmkme.store.blocks import Blocks, Outcome
 from hsmkme.store.database import Chain, Database, connect, spoken, turn
+from hsmkme.store.inbox import Inbox, Receipt
 from hsmkme.store.keys import Keys
+from hsmkme.store.lineage import Lineages
+from hsmkme.store.links import Links, LinkState
 from hsmkme.store.log import Log
+from hsmkme.store.outbox import Draft, Outbox
+from hsmkme.store.reconciling import Reconciling
 from hsmkme.store.registry import Registry
+from hsmkme.store.sharing import Sharing
+from hsmkme.store.veins import Vein
 from hsmkme.store.views import Views
 
-__all__ = ["Answer", "Answers", "Blocks", "Chain", "Keys", "Log", "Outcome", "Registry", "Store", "Vein", "Views"]
+__all__ = [
+    "Agreed",
+    "Answer",
+    "Answers",
+    "Blocks",
+    "Chain",
+    "Draft",
+    "Inbox",
+    "Keys",
+    "Lineages",
+    "LinkState",
+    "Links",
+    "Log",
+    "NewIds",
+    "Offer",
+    "Outbox",
+    "Outcome",
+    "Receipt",
+    "Reconciling",
+    "Registry",
+    "Sharing",
+    "Store",
+    "Vein",
+    "Views",
+]
 
 
 class Store:
@@ -25,6 +57,13 @@ class Store:
         self._database = Database(path, chain, clock)
         self.blocks = Blocks(self._database)
         self.keys = Keys(self._database)
+        self.agreed = Agreed(self._database)
+        self.lineage = Lineages(self._database)
+        self.links = Links(self._database)
+        self.inbox = Inbox(self._database)
+        self.outbox = Outbox(self._database)
+        self.sharing = Sharing(self._database)
+        self.reconciling = Reconciling(self._database)
         self.registry = Registry(self._database)
         self.log = Log(self._database)
         self.answers = Answers(self._database)

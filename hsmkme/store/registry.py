@@ -10,6 +10,7 @@ from hsmkme.errors import StoreError
 from hsmkme.model import Entry, Link, Sae
 from hsmkme.states import EpochState
 from hsmkme.store.database import Database
+from hsmkme.store.links import new_incarnation
 
 
 class Registry:
@@ -93,7 +94,10 @@ class Registry:
                 if row is not None and row[0] != link.peer:
                     raise StoreError(f"link {link.link_id} goes to {row[0]}, the configuration says {link.peer}")
                 if row is None:
-                    transaction.execute("INSERT INTO link (link_id, peer) VALUES (?, ?)", (link.link_id, link.peer))
+                    transaction.execute(
+                        "INSERT INTO link (link_id, peer, incarnation) VALUES (?, ?, ?)",
+                        (link.link_id, link.peer, new_incarnation(transaction.now())),
+                    )
                     transaction.append(entry.knowing(link=link.link_id, peer=link.peer))
 
     def pools(self) -> list[dict[str, object]]:

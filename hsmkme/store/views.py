@@ -59,6 +59,12 @@ class Views:
             rows = connection.execute("SELECT text FROM log WHERE instr(text, ?) ORDER BY seq", (str(key_id),))
             return [json.loads(text) for (text,) in rows]
 
+    def unconfirmed(self) -> dict[str, int]:
+        """How many blocks of each link wait until its other end confirms them; links without such are left out."""
+        with self._database.read() as connection:
+            statement = "SELECT link_id, count(*) FROM block WHERE state = 'deposited' GROUP BY link_id"
+            return dict(connection.execute(statement).fetchall())
+
     def relations(self, sae_id: str | None = None) -> list[View]:
         """Relations, or those of one SAE, with how many of their keys are in which state."""
         with self._database.read() as connection:

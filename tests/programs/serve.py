@@ -14,6 +14,7 @@ from pathlib import Path
 
 from hsmkme import bootstrap, config
 from hsmkme.server import Server
+from hsmkme.server.listener import listener_for_saes
 
 
 def main() -> None:
@@ -23,7 +24,7 @@ def main() -> None:
     bootstrap.forbid_core_dumps()
     os.environ[bootstrap.CONFIG_VARIABLE] = str(path.resolve())
     logging.getLogger("hsmkme").setLevel(logging.INFO)
-    Server(config.load(path), options).run()
+    Server(listener_for_saes(config.load(path)), bootstrap.application, options).run()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,113 @@
+"""Keys whose slaves are served by a peer: none reaches a master before the peer has durably accepted it.
+
+Agreed ahead of need where a relation draws often; else the request waits for the peer. No lock is held and no
+transaction is open while a message is under way.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Final, Protocol
+from uuid import uuid4
+
+from hsmkme.custody import Custody
+from hsmkme.errors import KeyNotHeld, LinkFrozen, PeerError, PeerRefused, PeerUnavailable
+from hsmkme.messages.bodies import Assigned, AssignResult, parsed
+from hsmkme.model import Demand, OpenKey, Retry
+from hsmkme.store import Draft, NewIds, Offer
+
+log = logging.getLogger(__name__)
+
+AGREE_SECONDS: Final = 6.0
+"""How long a request waits for the peer; upkeep voids an offer only when it is older."""
+
+AGAIN_SECONDS: Final = 0.6
+"""How long an offer rests before it is made again."""
+
+
+class Sender(Protocol):
+    """Sends messages to peers."""
+
+    def send(self, draft: Draft) -> bytes:
+        """Send a message; gives the body of the peer's answer, whose signature was checked.
+
+        Raises `PeerUnavailable` when nothing is known of what became of it, `PeerRefused` when it was refused.
+        """
+        ...
+
+
+class Agreement:
+    """Agrees with peers on keys. ``clock`` in seconds, from any beginning."""
+
+    def __init__(
+        self,
+        custody: Custody,
+        sender: Sender,
+        new_ids: NewIds,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._custody = custody
+        self._sender = sender
+        self._new_ids = new_ids
+        self._clock = clock
+        self._sleep = sleep
+
+    def release(self, demand: Demand, actor: str, retry: Retry | None = None) -> list[OpenKey]:
+        """Keys for the master of ``demand``: agreed before, or agreed now.
+
+        Raises `PoolShort`, `LinkFrozen`, or another `PeerError`; then nothing was delivered.
+        """
+        keys = self._custody.deliver(demand, actor, retry)
+        if keys is not None:
+            return keys
+        offer = self._custody.offer(demand, self._new_ids, actor)
+        self._agree(offer)
+        try:
+            return self._custody.settle(offer, demand, actor, retry)
+        except (KeyNotHeld, LinkFrozen) as error:
+            self._custody.withdraw(offer, "the link or the offer ended meanwhile", "kme")
+            raise PeerUnavailable(f"agreed too late: {error}") from error
+
+    def stock(self, demand: Demand) -> None:
+        """Agree on keys ahead of need; ``demand`` wants none now."""
+        offer = self._custody.offer(demand, self._new_ids, "upkeep")
+        if offer.key_ids:
+            self._agree(offer)
+            self._custody.settle(offer, demand, "upkeep")
+
+    def _agree(self, offer: Offer) -> None:
+        """Return when the peer has accepted every key of ``offer``; else void them and raise why."""
+        try:
+            result = self._outcome(offer.draft)
+        except PeerError as error:
+            self._custody.withdraw(offer, type(error).__name__, "kme")
+            if isinstance(error, PeerRefused) and error.alarm:
+                self._custody.alarm_of_peer(offer.draft.link_id, str(error))
+            raise
+        if result in ("assigned", "already"):
+            return
+        self._custody.withdraw(offer, f"the peer answers {result}", "kme")
+        if result in ("conflict", "not_owner"):
+            self._custody.alarm_of_peer(offer.draft.link_id, f"the peer answers {result} to an assign")
+        if result == "frozen":
+            raise LinkFrozen(f"link {offer.draft.link_id} is frozen at the peer")
+        raise PeerRefused(f"the peer does not accept the keys: {result}", alarm=result in ("conflict", "not_owner"))
+
+    def _outcome(self, draft: Draft) -> AssignResult:
+        """What the peer says; asked again while there is time, the same message if nothing is known of the first."""
+        last_try, asked_twice = self._clock() + AGREE_SECONDS / 3, False
+        while True:
+            try:
+                result = parsed(Assigned, self._sender.send(draft)).result
+                if result != "unknown" or self._clock() > last_try:
+                    return result
+                draft = replace(draft, txid=uuid4())  # the block may be on its way to being ready there
+            except PeerUnavailable as error:
+                if asked_twice or not error.asked or self._clock() > last_try:
+                    raise
+                asked_twice = True
+            self._sleep(AGAIN_SECONDS)

@@ -1,0 +1,59 @@
+"""kme-peer/1 on the wire: what a KME answers to its peers, on a listener and under a CA of their own."""
+
+from __future__ import annotations
+
+from flask import Flask, Response, abort, request
+from werkzeug.exceptions import HTTPException, MethodNotAllowed
+
+from hsmkme.api.peer_identity import PeerCallers
+from hsmkme.api.problems import answer, http_problem, problem, unexpected
+from hsmkme.api.requests import path_of
+from hsmkme.config import Config
+from hsmkme.errors import HsmkmeError, PeerRefused
+from hsmkme.messages.signing import FIELDS, PREFIX
+from hsmkme.model import Clock
+from hsmkme.peering import Peering
+
+
+def create_peer_app(config: Config, peering: Peering, wall: Clock) -> Flask:
+    """The WSGI application of the peers' side; ``wall`` is the time of day, in seconds since 1970, UTC.
+
+    Raises `ConfigRefused` without ``[peering]``.
+    """
+    app = Flask("hsmkme.peer", static_folder=None)
+    app.config["MAX_CONTENT_LENGTH"] = config.required_peering().max_body_bytes
+    app.url_map.merge_slashes = False
+    serve(app, peering, PeerCallers(config, wall))
+    app.register_error_handler(HsmkmeError, problem)
+    app.register_error_handler(HTTPException, http_problem)
+    app.register_error_handler(Exception, unexpected)
+
+    @app.get("/health", provide_automatic_options=False)
+    def health() -> Response:
+        """Alive: this process answers, to every KME of the peers' CA."""
+        return answer({"kme": config.kme_id})
+
+    return app
+
+
+def serve(app: Flask, peering: Peering, callers: PeerCallers) -> None:
+    """Let ``app`` answer what stands under ``/kme-peer/v1/``, to configured peers alone."""
+
+    @app.before_request
+    def dispatch() -> Response | None:
+        path = path_of(request)
+        if not path.startswith(PREFIX):
+            return None
+        peer, call = callers.of(request.environ), path.removeprefix(PREFIX)
+        if call not in peering.calls:
+            abort(404, description="no such call")
+        if request.method != "POST":
+            raise MethodNotAllowed(valid_methods=["POST"], description=f"{call} takes POST")
+        try:
+            headers = {name: request.headers.get(name, "") for name in FIELDS}
+            said = peering.answer(peer, call, headers, request.get_data())
+        except PeerRefused as refusal:
+            return answer({"message": str(refusal)}, 400)
+        response = answer(said.body, said.status)
+        response.headers.extend(said.headers)
+        return response

@@ -1,0 +1,1 @@
+"""kme-peer/1: what two adjacent KMEs say to each other."""

@@ -1,0 +1,138 @@
+"""Accepting keys that the peer assigns: all of a message or none, no segment twice. Inside a transaction."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from hsmkme.messages.bodies import Assign, AssignedKey, AssignResult
+from hsmkme.model import Entry, Relation
+from hsmkme.states import BlockState, KeyState
+from hsmkme.store.database import Transaction
+from hsmkme.store.outbox import OPEN
+from hsmkme.store.rows import KeyRow, rows_of
+from hsmkme.store.veins import relation_id
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A block of a key that is being assigned."""
+
+    block_pk: int
+    key_count: int
+    state: str
+
+
+class NotAssignedError(Exception):
+    """Why an assign is not accepted."""
+
+    def __init__(self, result: AssignResult) -> None:
+        super().__init__(result)
+        self.result: AssignResult = result
+
+
+def accept(transaction: Transaction, link_id: str, assign: Assign, due: int, entry: Entry) -> AssignResult:
+    """Accept all the keys or none, and say which; ``due`` are the bits of the slaves that this KME serves."""
+    transaction.execute("SAVEPOINT assign")
+    try:
+        result = _accepted(transaction, link_id, assign, due, entry)
+    except NotAssignedError as refusal:
+        transaction.execute("ROLLBACK TO assign")
+        result = refusal.result
+    transaction.execute("RELEASE assign")
+    return result
+
+
+def _accepted(transaction: Transaction, link_id: str, assign: Assign, due: int, entry: Entry) -> AssignResult:
+    (why,) = transaction.execute("SELECT why FROM link WHERE link_id = ?", (link_id,)).fetchone()
+    if why != OPEN:
+        raise NotAssignedError("frozen")
+    relation = Relation.of(assign.master, assign.slaves)
+    known = rows_of(transaction.connection, [key.key_id for key in assign.keys])
+    if known:
+        return _known_before(known, relation, len(assign.keys))
+    if due == 0 or relation.slaves != tuple(assign.slaves):
+        raise NotAssignedError("conflict")
+    insert_assigned(transaction, link_id, relation, assign, due)
+    transaction.append(
+        entry.knowing(
+            link=link_id,
+            master=relation.master,
+            slaves=list(relation.slaves),
+            size=assign.size,
+            key_IDs=[str(key.key_id) for key in assign.keys],
+            blocks=sorted({f"{link_id}/{place.block_id}" for key in assign.keys for place in key.parts}),
+        )
+    )
+    return "assigned"
+
+
+def _known_before(known: list[KeyRow], relation: Relation, wanted: int) -> AssignResult:
+    if len(known) != wanted or any(row.relation != relation or row.mine for row in known):
+        raise NotAssignedError("conflict")
+    if any(row.state == KeyState.VOID for row in known):
+        raise NotAssignedError("void")
+    return "already"
+
+
+def insert_assigned(
+    transaction: Transaction, link_id: str, relation: Relation, assign: Assign, due: int, *, of_any_owner: bool = False
+) -> None:
+    """Rows of keys that the peer assigned, and their segments taken for good.
+
+    ``of_any_owner``: a reconciliation repeats what was agreed when the owners may have been others.
+    """
+    epochs = {place.block_id: place.own_epoch for key in assign.keys for place in key.parts}
+    blocks = {
+        block_id: _block(transaction, link_id, block_id, None if of_any_owner else own_epoch)
+        for block_id, own_epoch in epochs.items()
+    }
+    number, now = relation_id(transaction, relation), transaction.now()
+    used: Counter[int] = Counter()
+    for key in assign.keys:
+        places = _take_segments(transaction, key, blocks, used)
+        transaction.execute(
+            "INSERT INTO key (key_id, relation_id, state, size, parts, claimed_at, mine, due)"
+            " VALUES (?, ?, 'assigned', ?, ?, ?, 0, ?)",
+            (key.key_id.bytes, number, assign.size, places, now, due),
+        )
+    for block_pk, count in used.items():
+        transaction.execute(
+            "UPDATE block SET next_index = next_index + :count, state = CASE WHEN state = 'ready'"
+            " AND next_index + :count = key_count THEN 'exhausted' ELSE state END WHERE block_pk = :pk",
+            {"count": count, "pk": block_pk},
+        )
+
+
+def _block(transaction: Transaction, link_id: str, block_id: str, own_epoch: int | None) -> _Found:
+    row = transaction.execute(
+        "SELECT block_pk, key_count, state, mine, own_epoch FROM block WHERE link_id = ? AND block_id = ?",
+        (link_id, block_id),
+    ).fetchone()
+    if row is None or row[2] == BlockState.DEPOSITED:
+        raise NotAssignedError("unknown")
+    if row[2] not in (BlockState.READY, BlockState.EXHAUSTED):
+        raise NotAssignedError("void")
+    if own_epoch is not None and (row[3] or row[4] != own_epoch):
+        raise NotAssignedError("not_owner")
+    return _Found(*row[:3])
+
+
+def _take_segments(
+    transaction: Transaction, key: AssignedKey, blocks: dict[str, _Found], used: Counter[int]
+) -> str:
+    """Take a key's segments, each for the first and only time; gives the places as the row keeps them."""
+    places = []
+    for place in key.parts:
+        block = blocks[place.block_id]
+        if place.first + place.count > block.key_count:
+            raise NotAssignedError("conflict")
+        taken = transaction.executemany(
+            "INSERT INTO assigned_segment VALUES (?, ?) ON CONFLICT DO NOTHING",
+            [(block.block_pk, place.first + offset) for offset in range(place.count)],
+        )
+        if taken.rowcount != place.count:
+            raise NotAssignedError("conflict")
+        used[block.block_pk] += place.count
+        places.append(f"[{block.block_pk},{place.first},{place.count}]")
+    return f"[{','.join(places)}]"

@@ -1,0 +1,175 @@
+"""Links: open or frozen and why, and what is known of the KME at the other end."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from dataclasses import dataclass
+from typing import Any, Final
+
+from hsmkme.errors import StoreError
+from hsmkme.messages.bodies import Hello, Standing
+from hsmkme.model import Entry
+from hsmkme.store.database import Database, Transaction, head_of
+from hsmkme.store.outbox import OPEN
+
+STARTING: Final = "starting"
+"""The service began and has not heard from the peer yet whether this store is an old copy."""
+
+RESTORED: Final = "restored"
+"""This store is an old copy: it must be reconciled."""
+
+PEER_RESTORED: Final = "peer restored"
+"""The peer's store is an old copy: it must reconcile."""
+
+OPERATOR: Final = "operator"
+
+_STANDING: Final = """
+SELECT link.link_id, peer, why, link.incarnation, sent, coalesce(far_end.incarnation, ''), coalesce(seen, 0),
+    coalesce(log_rows, 0), coalesce(far_end.ready, '{}'), coalesce(heard, 0)
+FROM link LEFT JOIN far_end USING (link_id) WHERE link.link_id = ?
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class LinkState:
+    """Where both ends of a link stand. ``seen``: the peer's highest number; ``far_ready``: keys it may assign, by
+    size; ``heard``: when it was last in touch, seconds since the epoch, 0 for never."""
+
+    link_id: str
+    peer: str
+    why: str
+    incarnation: str
+    sent: int
+    far_incarnation: str
+    seen: int
+    far_log_rows: int
+    far_ready: dict[str, int]
+    heard: int
+    ready: dict[str, int]
+    log_rows: int
+
+    @property
+    def is_open(self) -> bool:
+        """Whether keys may be claimed."""
+        return self.why == OPEN
+
+
+class Links:
+    """The links of this KME."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def state(self, link_id: str) -> LinkState:
+        """Where a link stands; raises `StoreError` if there is none of this name."""
+        with self._database.read() as connection:
+            return _state(connection, link_id)
+
+    def freeze(self, link_id: str, why: str, entry: Entry) -> bool:
+        """Claim nothing from a link from now on; False if it was frozen for this reason before."""
+        with self._database.write() as transaction:
+            return freeze(transaction, link_id, why, entry)
+
+    def open(self, link_id: str, why: str, entry: Entry) -> bool:
+        """Open a link that was frozen for the reason ``why``; False if it was not."""
+        with self._database.write() as transaction:
+            return reopen(transaction, link_id, why, entry)
+
+    def begin(self, peer_links: list[str], entry: Entry) -> None:
+        """The service starts: nothing is claimed until each peer has said that this store is no old copy."""
+        with self._database.write() as transaction:
+            for link_id in peer_links:
+                freeze(transaction, link_id, STARTING, entry, unless=(OPERATOR, RESTORED, PEER_RESTORED))
+
+    def heard(self, link_id: str, standing: Standing) -> None:
+        """Note where the peer says it stands."""
+        with self._database.write(logged=False) as transaction:
+            note_far_end(transaction, link_id, standing.incarnation, standing.log_rows, standing.ready)
+
+    def block_size(self, link_id: str, key_bits: int) -> int:
+        """How many keys the latest block of a size has; 1 if there is none."""
+        with self._database.read() as connection:
+            row = connection.execute(
+                "SELECT key_count FROM block WHERE link_id = ? AND key_bits = ? ORDER BY block_pk DESC LIMIT 1",
+                (link_id, key_bits),
+            ).fetchone()
+        return int(row[0]) if row else 1
+
+    def renew(self, link_id: str, entry: Entry) -> None:
+        """Begin a new incarnation after a reconciliation: messages of before are refused everywhere."""
+        with self._database.write() as transaction:
+            transaction.execute("DELETE FROM outbox WHERE link_id = ?", (link_id,))
+            transaction.execute(
+                "UPDATE link SET incarnation = ?, sent = 0 WHERE link_id = ?",
+                (new_incarnation(transaction.now()), link_id),
+            )
+            transaction.append(entry.knowing(link=link_id))
+
+    def hello(self, link_id: str, versions: list[str], *, reconciled: bool = False) -> Hello:
+        """What this end says of itself."""
+        state = self.state(link_id)
+        return Hello(
+            versions=versions,
+            sent=state.sent,
+            log_rows=state.log_rows,
+            why=state.why,
+            ready=state.ready,
+            reconciled=reconciled,
+        )
+
+
+def new_incarnation(now: int) -> str:
+    """A name for the life of a store from ``now`` on: greater than those before, and like no other."""
+    return f"{now:016x}{secrets.token_hex(8)}"
+
+
+def _state(connection: Any, link_id: str) -> LinkState:
+    row = connection.execute(_STANDING, (link_id,)).fetchone()
+    if row is None:
+        raise StoreError(f"no link {link_id} is known")
+    ready = connection.execute("SELECT key_bits, ready FROM pool WHERE link_id = ? AND ready > 0", (link_id,))
+    keys_ready = {str(bits): count for bits, count in ready}
+    name, peer, why, life, sent, far_life, seen, far_rows, far_ready, heard = row
+    far = (far_life, seen, far_rows, json.loads(far_ready), heard)
+    return LinkState(name, peer, why, life, sent, *far, keys_ready, head_of(connection)[0])
+
+
+def state_in(transaction: Transaction, link_id: str) -> LinkState:
+    """Where a link stands, inside a transaction."""
+    return _state(transaction.connection, link_id)
+
+
+def freeze(transaction: Transaction, link_id: str, why: str, entry: Entry, unless: tuple[str, ...] = ()) -> bool:
+    """Freeze a link, unless it is frozen so, or for a graver reason, already."""
+    (was,) = transaction.execute("SELECT why FROM link WHERE link_id = ?", (link_id,)).fetchone()
+    if was in (why, *unless):
+        return False
+    transaction.execute("UPDATE link SET state = 'frozen', why = ? WHERE link_id = ?", (why, link_id))
+    transaction.append(entry.knowing(link=link_id, why=why))
+    return True
+
+
+def reopen(transaction: Transaction, link_id: str, why: str, entry: Entry) -> bool:
+    """Open a link that is frozen for the reason ``why``."""
+    done = transaction.execute(
+        "UPDATE link SET state = 'open', why = '' WHERE link_id = ? AND why = ? AND state = 'frozen'", (link_id, why)
+    )
+    if done.rowcount:
+        transaction.append(entry.knowing(link=link_id, was=why))
+    return bool(done.rowcount)
+
+
+def note_far_end(
+    transaction: Transaction, link_id: str, incarnation: str, log_rows: int, ready: dict[str, int]
+) -> None:
+    """Remember what the peer says of itself; another incarnation begins to count its messages anew."""
+    transaction.execute(
+        "INSERT INTO far_end (link_id, incarnation, log_rows, ready, heard) VALUES (?, ?, ?, ?, ?)"
+        " ON CONFLICT (link_id) DO UPDATE SET"
+        " seen = CASE WHEN incarnation = excluded.incarnation THEN seen ELSE 0 END,"
+        " log_rows = CASE WHEN incarnation = excluded.incarnation THEN max(log_rows, excluded.log_rows)"
+        " ELSE excluded.log_rows END, incarnation = excluded.incarnation,"
+        " ready = excluded.ready, heard = excluded.heard",
+        (link_id, incarnation, log_rows, json.dumps(ready), transaction.now()),
+    )

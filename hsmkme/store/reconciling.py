@@ -1,0 +1,226 @@
+"""After one end was restored from a copy: what the other tells it, and what it makes of that.
+
+The end that was restored never delivers anew what it may have delivered since the copy was made: keys that the
+other end has count as delivered here, segments that the other end saw are not claimed again.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
+from uuid import UUID
+
+from hsmkme.messages.bodies import Assign, AssignedKey, BlockReport, KeyReport, Place, Report
+from hsmkme.model import Entry, Relation
+from hsmkme.states import BlockState, KeyState
+from hsmkme.store.accepting import insert_assigned
+from hsmkme.store.database import Database, Transaction
+from hsmkme.store.inbox import make_ready, quarantine, revoke
+from hsmkme.store.rows import KeyRow, erase, rows_of
+from hsmkme.store.veins import relation_id
+
+PAGE: Final = 16
+"""Blocks in one question: a block may have hundreds of keys."""
+
+LIST: Final = 256
+"""Ids of live blocks in one answer."""
+
+_GONE: Final = (BlockState.REVOKED, BlockState.EXPIRED, BlockState.FROZEN)
+
+
+class Reconciling:
+    """Both halves of a reconciliation."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def live(self, link_id: str, after: str = "", limit: int = LIST) -> list[str]:
+        """Ids of live blocks of a link, in order, the first of them after ``after``."""
+        with self._database.read() as connection:
+            rows = connection.execute(
+                "SELECT block_id FROM block WHERE link_id = ? AND block_id > ?"
+                " AND state IN ('deposited', 'ready', 'frozen', 'exhausted') ORDER BY block_id LIMIT ?",
+                (link_id, after, limit),
+            )
+            return [block_id for (block_id,) in rows]
+
+    def holds(self, link_id: str, block_id: str) -> bool:
+        """Whether a block is or was here."""
+        with self._database.read() as connection:
+            return _pk(connection, link_id, block_id) is not None
+
+    def report(self, link_id: str, block_ids: Sequence[str], after: str) -> Report:
+        """What this end knows of blocks, and the ids of its live ones after ``after``."""
+        live = self.live(link_id, after, LIST + 1)
+        with self._database.read() as connection:
+            pks = {b: pk for b in block_ids if (pk := _pk(connection, link_id, b)) is not None}
+            keys = _keys_of(connection, pks.values())
+            blocks = [_reported(connection, block_id, pk, keys[pk]) for block_id, pk in pks.items()]
+        return Report(blocks=blocks, live=live[:LIST], more=len(live) > LIST)
+
+    def apply(
+        self, link_id: str, kme_id: str, asked: Sequence[str], reports: Iterable[BlockReport], entry: Entry
+    ) -> None:
+        """Make this end, which was restored, agree with what the other reported of the blocks it was asked for.
+
+        Writes, in one commit: owners, cursors and states of blocks, rows of keys that were forgotten, zeros over
+        segments that nobody has, audit row.
+        """
+        known = {report.block_id: report for report in reports}
+        with self._database.write() as transaction:
+            learnt = [_applied(transaction, link_id, kme_id, report, entry) for report in known.values()]
+            pks = {_pk(transaction.connection, link_id, block_id) or 0: known[block_id].used for block_id in known}
+            for block_pk, keys in _keys_of(transaction.connection, pks).items():
+                _skip(transaction, block_pk, pks[block_pk], keys)
+            lost = [block_id for block_id in asked if block_id not in known]
+            _revoke_confirmed(transaction, link_id, lost, entry)
+            facts = {"link": link_id, "blocks": len(known), "key_IDs": [str(k) for keys in learnt for k in keys]}
+            transaction.append(Entry("link.learn", entry.actor, facts))
+
+
+def _pk(connection: Any, link_id: str, block_id: str) -> int | None:
+    row = connection.execute(
+        "SELECT block_pk FROM block WHERE link_id = ? AND block_id = ? AND tag IS NOT NULL", (link_id, block_id)
+    ).fetchone()
+    return None if row is None else int(row[0])
+
+
+def _keys_of(connection: Any, block_pks: Iterable[int]) -> dict[int, list[KeyRow]]:
+    """Every key that has a part in one of the blocks, whatever became of it. Reads all keys once."""
+    wanted: dict[int, list[KeyRow]] = {block_pk: [] for block_pk in block_pks}
+    found = connection.execute(
+        "SELECT DISTINCT key_id FROM key, json_each(parts) AS part"
+        " WHERE part.value ->> '$[0]' IN (SELECT value FROM json_each(?))",
+        (json.dumps(list(wanted)),),
+    ).fetchall()
+    for row in rows_of(connection, [UUID(bytes=key_id) for (key_id,) in found]):
+        for block_pk in {place[0] for place in row.places} & wanted.keys():
+            wanted[block_pk].append(row)
+    return wanted
+
+
+def _reported(connection: Any, block_id: str, block_pk: int, keys: Sequence[KeyRow]) -> BlockReport:
+    tag, state, mine, own_epoch, cursor, key_count, highest = connection.execute(
+        "SELECT tag, state, mine, own_epoch, next_index, key_count,"
+        " (SELECT max(segment) + 1 FROM assigned_segment WHERE assigned_segment.block_pk = block.block_pk)"
+        " FROM block WHERE block_pk = ?",
+        (block_pk,),
+    ).fetchone()
+    used = key_count if state == BlockState.RETIRED else cursor if mine else max(highest or 0, cursor)
+    rows = [key for key in keys if key.state != KeyState.VOID]
+    names: dict[int, tuple[str, int]] = {}
+    for pk in {place[0] for key in rows for place in key.places}:
+        names[pk] = connection.execute("SELECT block_id, own_epoch FROM block WHERE block_pk = ?", (pk,)).fetchone()
+    return BlockReport(
+        block_id=block_id,
+        tag=tag.hex(),
+        state=state,
+        mine=bool(mine),
+        own_epoch=own_epoch,
+        used=used,
+        keys=[_key_report(key, names) for key in rows],
+    )
+
+
+def _key_report(row: KeyRow, names: dict[int, tuple[str, int]]) -> KeyReport:
+    parts = [
+        Place(block_id=names[pk][0], first=first, count=count, own_epoch=names[pk][1])
+        for pk, first, count in row.places
+    ]
+    relation = row.relation
+    return KeyReport(
+        key_id=row.key_id,
+        master=relation.master,
+        slaves=list(relation.slaves),
+        size=row.size,
+        parts=parts,
+        mine=row.mine,
+    )
+
+
+def _revoke_confirmed(transaction: Transaction, link_id: str, block_ids: Sequence[str], entry: Entry) -> None:
+    """What the peer does not have can only wait for it to come there, and only if it was never ready."""
+    confirmed = [
+        block_id
+        for block_id in block_ids
+        if transaction.execute(
+            "SELECT state FROM block WHERE link_id = ? AND block_id = ?", (link_id, block_id)
+        ).fetchone()
+        != (BlockState.DEPOSITED,)
+    ]
+    revoke(transaction, link_id, confirmed, Entry("block.revoke", entry.actor, {"reason": "the peer does not have it"}))
+
+
+def _applied(transaction: Transaction, link_id: str, kme_id: str, report: BlockReport, entry: Entry) -> list[UUID]:
+    """Take over what the peer says of one block; gives the keys that were not known here."""
+    block_pk, tag, own_epoch = transaction.execute(
+        "SELECT block_pk, tag, own_epoch FROM block WHERE link_id = ? AND block_id = ?", (link_id, report.block_id)
+    ).fetchone()
+    if not hmac.compare_digest(tag, bytes.fromhex(report.tag)):
+        quarantine(transaction, link_id, report.block_id, entry.actor)
+        return []
+    if report.state in _GONE:
+        reason = {"reason": f"the peer has it {report.state}"}
+        revoke(transaction, link_id, [report.block_id], Entry("block.revoke", entry.actor, reason))
+        return []
+    if report.state != BlockState.DEPOSITED:
+        make_ready(transaction, link_id, report.block_id)
+    if report.own_epoch > own_epoch:
+        transaction.execute(
+            "UPDATE block SET mine = ?, own_epoch = ? WHERE block_pk = ?", (not report.mine, report.own_epoch, block_pk)
+        )
+    unknown = [key for key in report.keys if not rows_of(transaction.connection, [key.key_id])]
+    for key in unknown:
+        _remember(transaction, link_id, kme_id, key)
+    return [key.key_id for key in unknown]
+
+
+def _remember(transaction: Transaction, link_id: str, kme_id: str, key: KeyReport) -> None:
+    """A key that was forgotten: one of this end's counts as delivered, one of the peer's may be collected here."""
+    relation = Relation.of(key.master, key.slaves)
+    here = {sae for (sae,) in transaction.execute("SELECT sae_id FROM sae WHERE kme_id = ?", (kme_id,))}
+    due = sum(1 << place for place, slave in enumerate(relation.slaves) if slave in here)
+    if key.mine:
+        assigned = AssignedKey(key_id=key.key_id, parts=key.parts)
+        assign = Assign(master=key.master, slaves=list(relation.slaves), size=key.size, keys=[assigned])
+        insert_assigned(transaction, link_id, relation, assign, due, of_any_owner=True)
+        return
+    places = []
+    for place in key.parts:
+        (block_pk,) = transaction.execute(
+            "SELECT block_pk FROM block WHERE link_id = ? AND block_id = ?", (link_id, place.block_id)
+        ).fetchone()
+        places.append(f"[{block_pk},{place.first},{place.count}]")
+    transaction.execute(
+        "INSERT INTO key (key_id, relation_id, state, size, parts, claimed_at, due) VALUES (?, ?, ?, ?, ?, ?, ?)",
+        (
+            *(key.key_id.bytes, relation_id(transaction, relation), KeyState.DELIVERED.value, key.size),
+            *(f"[{','.join(places)}]", transaction.now(), due),
+        ),
+    )
+
+
+def _skip(transaction: Transaction, block_pk: int, used: int, keys: Sequence[KeyRow]) -> None:
+    """Give up the first ``used`` segments of a block; those that are of no key known here are erased."""
+    mine, cursor, key_count, state = transaction.execute(
+        "SELECT mine, next_index, key_count, state FROM block WHERE block_pk = ?", (block_pk,)
+    ).fetchone()
+    places = [(first, count) for row in keys for pk, first, count in row.places if pk == block_pk]
+    taken = {first + offset for first, count in places for offset in range(count)}
+    statement = "SELECT segment FROM assigned_segment WHERE block_pk = ?"
+    taken |= {segment for (segment,) in transaction.execute(statement, (block_pk,))}
+    start = cursor if mine else 0
+    gap = [segment for segment in range(start, used) if segment not in taken]
+    fresh = [(block_pk, segment) for segment in gap]
+    if not mine:
+        transaction.executemany("INSERT INTO assigned_segment VALUES (?, ?) ON CONFLICT DO NOTHING", fresh)
+    after = max(cursor, used) if mine else cursor + len(gap)
+    ends = state == BlockState.READY and after == key_count
+    transaction.execute(
+        "UPDATE block SET next_index = ?, state = ? WHERE block_pk = ?",
+        (after, BlockState.EXHAUSTED.value if ends else state, block_pk),
+    )
+    if gap:
+        erase(transaction, [(pk, segment, 1) for pk, segment in fresh])
