@@ -106,7 +106,7 @@ class Agreement:
 
     @contextmanager
     def _turn(self, peer: str) -> Iterator[None]:
-        """One of a few who may wait for a peer at a time: one that is slow must not take every thread of the service."""
+        """One of a few who may wait for a peer at a time: one that is slow must not take every thread."""
         places = self._waiting.setdefault(peer, BoundedSemaphore(WAITING_MOST))
         if not places.acquire(timeout=QUEUE_SECONDS):
             raise PeerUnavailable(f"{WAITING_MOST} requests wait for {peer} already", asked=False)
