@@ -69,7 +69,7 @@ class Parts:
 
     def agreement(self, peers: Peers) -> Agreement:
         """Who agrees with peers on keys."""
-        return Agreement(self.custody, peers, KeyIds(time.time))
+        return Agreement(self.config.kme_id, self.custody, peers, KeyIds(time.time))
 
     def peering(self) -> Peering:
         """Who answers peers."""

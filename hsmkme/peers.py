@@ -112,7 +112,7 @@ class Peers:
     def _ask(
         self, peer: str, connection: http.client.HTTPSConnection, message: Message, headers: dict[str, str]
     ) -> tuple[int, http.client.HTTPMessage, bytes]:
-        with _deadline(connection):
+        with _Deadline(connection):
             try:
                 connection.request("POST", PREFIX + message.call, message.body, headers)
                 answer = connection.getresponse()
@@ -145,7 +145,7 @@ class Peers:
         return connection
 
 
-class _deadline:
+class _Deadline:
     """Ends the exchange on a connection that takes too long, however slowly its bytes come."""
 
     def __init__(self, connection: http.client.HTTPSConnection) -> None:
@@ -172,7 +172,7 @@ def certificate_at(section: PeeringSection, url: str) -> bytes:
     """
     connection = _connection(urlsplit(url), client_context(section))
     try:
-        with _deadline(connection):
+        with _Deadline(connection):
             connection.connect()
             certificate = bytes(connection.sock.getpeercert(binary_form=True) or b"")
             connection.request("GET", "/health")  # in TLS 1.3 a client learns only now whether it was accepted

@@ -126,6 +126,12 @@ class Links:
                 (link_id, standing.incarnation, json.dumps(standing.ready), transaction.now()),
             )
 
+    def closed(self, peer: str) -> list[str]:
+        """The links to ``peer`` that are not open."""
+        with self._database.read() as connection:
+            statement = "SELECT link_id FROM link WHERE peer = ? AND why <> '' ORDER BY link_id"
+            return [link_id for (link_id,) in connection.execute(statement, (peer,))]
+
     def block_size(self, link_id: str, key_bits: int) -> int:
         """How many keys the latest block of a size has; 1 if there is none."""
         with self._database.read() as connection:
