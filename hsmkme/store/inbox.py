@@ -39,14 +39,13 @@ from hsmkme.store.links import (
     OPERATOR,
     PEER_RESTORED,
     RESTORED,
-    STARTING,
-    LinkState,
     freeze,
+    is_behind,
     note_far_end,
     reopen,
     state_in,
 )
-from hsmkme.store.outbox import OPEN, require_open
+from hsmkme.store.outbox import require_open
 from hsmkme.store.rows import KeyRow, rows_of, void_rows
 
 WINDOW: Final = 4096
@@ -86,7 +85,7 @@ class Inbox:
         """
         with self._database.write(logged=False) as transaction:
             here = state_in(transaction, receipt.link_id)
-            verdict = "behind" if _is_behind(here, receipt.incarnation, hello) else "good"
+            verdict = "behind" if is_behind(here, receipt.incarnation, hello) else "good"
             if verdict == "behind":
                 alarm = Entry("alarm.peer-restored", entry.actor, entry.facts)
                 freeze(transaction, receipt.link_id, PEER_RESTORED, alarm, unless=(OPERATOR, RESTORED))
@@ -181,20 +180,6 @@ def _require_open(transaction: Transaction, link_id: str) -> None:
         require_open(transaction, link_id)
     except LinkFrozen as frozen:
         raise PeerRefused(str(frozen), alarm=False) from None
-
-
-def _is_behind(here: LinkState, incarnation: str, hello: Hello) -> bool:
-    """Whether a peer whose link is frozen says less of itself than is known here, or is not the one that was known.
-
-    One that does not start may have been reconciled with this end when this end's store was a younger one.
-    """
-    if hello.reconciled:
-        return incarnation < here.far_incarnation
-    if not here.far_incarnation or hello.why == OPEN:
-        return False
-    if incarnation != here.far_incarnation:
-        return incarnation < here.far_incarnation or hello.why in (STARTING, RESTORED)
-    return hello.sent < here.seen or hello.log_rows < here.far_log_rows
 
 
 def note_seen(transaction: Transaction, receipt: Receipt) -> None:

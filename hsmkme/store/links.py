@@ -218,3 +218,17 @@ def note_far_end(
         " ready = excluded.ready, heard = excluded.heard",
         (link_id, incarnation, log_rows, json.dumps(ready), transaction.now()),
     )
+
+
+def is_behind(here: LinkState, incarnation: str, hello: Hello) -> bool:
+    """Whether a peer whose link is frozen says less of itself than is known here, or is not the one that was known.
+
+    One that does not start may have been reconciled with this end when this end's store was a younger one.
+    """
+    if hello.reconciled:
+        return incarnation < here.far_incarnation
+    if not here.far_incarnation or hello.why == OPEN:
+        return False
+    if incarnation != here.far_incarnation:
+        return incarnation < here.far_incarnation or hello.why in (STARTING, RESTORED)
+    return hello.sent < here.seen or hello.log_rows < here.far_log_rows
