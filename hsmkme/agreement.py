@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Final, Protocol
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 from hsmkme.custody import Custody
 from hsmkme.errors import KeyNotHeld, LinkFrozen, PeerError, PeerRefused, PeerUnavailable
-from hsmkme.messages.bodies import Assigned, AssignResult, parsed
+from hsmkme.messages.bodies import Assigned, AssignResult, Query, Report, parsed
 from hsmkme.model import Demand, OpenKey, Retry
 from hsmkme.store import Draft, NewIds, Offer
 
@@ -44,12 +44,14 @@ class Agreement:
 
     def __init__(
         self,
+        kme_id: str,
         custody: Custody,
         sender: Sender,
         new_ids: NewIds,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
+        self._kme_id = kme_id
         self._custody = custody
         self._sender = sender
         self._new_ids = new_ids
@@ -72,6 +74,16 @@ class Agreement:
             self._custody.withdraw(offer, "the link or the offer ended meanwhile", "kme")
             raise PeerUnavailable(f"agreed too late: {error}") from error
 
+    def pull(self, peer: str, key_ids: Sequence[UUID]) -> None:
+        """Ask ``peer`` for keys that it assigned and this end does not know: it may have been restored from a copy.
+
+        Only while a link to the peer is not open; on an open one this end knows every key. Raises `PeerError`.
+        """
+        for link_id in self._custody.closed_links(peer):
+            draft = self._custody.question(link_id, "keys/query", Query(key_ids=list(key_ids)))
+            reports = [key for key in parsed(Report, self._sender.send(draft)).keys if key.mine]
+            self._custody.learn(link_id, self._kme_id, reports)
+
     def stock(self, demand: Demand) -> None:
         """Agree on keys ahead of need; ``demand`` wants none now."""
         offer = self._custody.offer(demand, self._new_ids, "upkeep")
@@ -85,10 +97,14 @@ class Agreement:
             result = self._outcome(offer.draft)
         except PeerError as error:
             self._custody.withdraw(offer, type(error).__name__, "kme")
+            if isinstance(error, PeerRefused) and error.alarm:
+                self._custody.alarm_of_peer(offer.draft.link_id, str(error))
             raise
         if result in ("assigned", "already"):
             return
         self._custody.withdraw(offer, f"the peer answers {result}", "kme")
+        if result in ("conflict", "not_owner"):
+            self._custody.alarm_of_peer(offer.draft.link_id, f"the peer answers {result} to an assign")
         if result == "frozen":
             raise LinkFrozen(f"link {offer.draft.link_id} is frozen at the peer")
         raise PeerRefused(f"the peer does not accept the keys: {result}", alarm=result in ("conflict", "not_owner"))

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from hsmkme.agreement import Agreement, Sender
-from hsmkme.errors import HsmkmeError, PeerError, PoolShort
+from hsmkme.errors import HsmkmeError, PeerError, PeerRefused, PoolShort
 from hsmkme.messages.bodies import (
     Announce,
     Announced,
@@ -76,6 +76,9 @@ class Liaison:
                 self._attend(link)
                 self._say(link, "")
             except HsmkmeError as error:
+                if isinstance(error, PeerRefused) and error.alarm and self._said.get(link.link_id) != str(error):
+                    facts = {"link": link.link_id, "reason": str(error)}
+                    self._store.log.append(Entry("alarm.peer-answer", ACTOR, facts))
                 self._say(link, str(error))
 
     def probe(self, link: Link) -> Standing:
@@ -172,7 +175,7 @@ class Liaison:
         known = self._known(link)
         for start in range(0, len(known), PAGE):
             asked = list(known[start : start + PAGE])
-            report = self._ask(link, "keys/query", Query(blocks=asked, after=""), Report)
+            report = self._ask(link, "keys/query", Query(blocks=asked), Report)
             self._store.reconciling.apply(
                 link.link_id, self._kme_id, asked, report.blocks, Entry("link.reconcile", ACTOR)
             )
@@ -196,7 +199,7 @@ class Liaison:
         """Tell the peer which of its live blocks are not here any more."""
         after, more = "", True
         while more:
-            report = self._ask(link, "keys/query", Query(blocks=[], after=after), Report)
+            report = self._ask(link, "keys/query", Query(after=after), Report)
             missing = [block_id for block_id in report.live if block_id not in known]
             missing = [block_id for block_id in missing if not self._store.reconciling.holds(link.link_id, block_id)]
             for start in range(0, len(missing), LIST):

@@ -166,8 +166,7 @@ class Peering:
         return self._store.inbox.missing(receipt, parsed(Missing, receipt.body), entry)
 
     def _query(self, receipt: Receipt, _: Entry) -> bytes:
-        query = parsed(Query, receipt.body)
-        return self._store.reconciling.report(receipt.link_id, query.blocks, query.after).encoded()
+        return self._store.reconciling.report(receipt.link_id, parsed(Query, receipt.body)).encoded()
 
 
 _EVENTS: Final = {

@@ -106,7 +106,10 @@ class Keys:
             return len(rows)
 
     def expire(self, claimed_before: int, entry: Entry, limit: int = CHUNK) -> int:
-        """Void up to ``limit`` keys claimed before that time and never fully collected; returns how many."""
+        """Void up to ``limit`` keys claimed before that time and never fully collected; returns how many.
+
+        A peer is not told: its slaves may have theirs, and its own clock ends what they did not collect.
+        """
         with self._database.write() as transaction:
             found = transaction.execute(
                 "SELECT key_id FROM key WHERE state IN ('assigning', 'assigned', 'delivered') AND claimed_at < ?"
@@ -114,7 +117,7 @@ class Keys:
                 (claimed_before, limit),
             ).fetchall()
             rows = rows_of(transaction.connection, [UUID(bytes=key_id) for (key_id,) in found])
-            return len(void_rows(transaction, rows, entry))
+            return len(void_rows(transaction, rows, entry, tell=False))
 
     def abandon(self, claimed_before: int, entry: Entry, limit: int = CHUNK) -> int:
         """Void keys that were claimed before that time and that the peer never confirmed; returns how many."""
