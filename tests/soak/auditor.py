@@ -29,11 +29,11 @@ NAMED = 40
 MEANING = {
     "delivered": "went to their master",
     "burnt": "count as delivered, and the answer to their master was lost",
-    "void": "will never be delivered, and are not in the pool",
+    "void": "will never be delivered",
     "agreed": "wait at both ends to be drawn",
     "left": "are in the pool",
     "revoked": "were in blocks that ended",
-    "given up": "were skipped when a store was reconciled",
+    "given up": "were given up after a restore, as they might have been delivered",
     "lost": "were in blocks that only a replaced store had",
     "unaccounted": "are nowhere",
 }
@@ -47,7 +47,12 @@ class Verdict:
     deposited: Counter[str]
     facts: dict[str, Any]
     notes: list[str]
-    findings: list[Finding]
+    found: dict[str, list[Finding]]
+    """By the name of the check."""
+
+    @property
+    def findings(self) -> list[Finding]:
+        return [finding for findings in self.found.values() for finding in findings]
 
     @property
     def good(self) -> bool:
@@ -62,8 +67,8 @@ class Verdict:
 def audited(directory: Path) -> Verdict:
     """The verdict on the evidence in ``directory``."""
     case = Case(directory)
-    findings = [finding for check in CHECKS for finding in check(case)]
-    return Verdict(_keys(case), Counter(name for _, name in deposited(case)), _facts(case), _notes(case), findings)
+    found = {check.__name__: list(check(case)) for check in CHECKS}
+    return Verdict(_keys(case), Counter(name for _, name in deposited(case)), _facts(case), _notes(case), found)
 
 
 def _keys(case: Case) -> Counter[str]:

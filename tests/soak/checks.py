@@ -178,7 +178,21 @@ def _unclaimed(case: Case, segment: Segment) -> str:
         return "unaccounted"
     if segment.index >= owners[0]["used"]:
         return "left"
-    return "given up" if case.restored and len(known) > 1 else "unaccounted"
+    return "given up" if case.restored & known.keys() else "unaccounted"
+
+
+def a_restore_gave_up_what_the_log_says(case: Case) -> Iterator[Finding]:
+    """Of its local links, what a restored KME gave up is what its alarm counts: nobody else knows of those keys."""
+    holders = holders_of(case)
+    for kme in sorted(case.restored):
+        told = sum(row.facts.get("keys_void", 0) for row in case.alarms if row.kme == kme and not row.lost)
+        given_up = 0
+        for segment, name in deposited(case):
+            if segment.link == case.name_of(kme, LOCAL) and kme in case.blocks[segment.link, segment.block]:
+                rows = [row for key in holders.get(segment, ()) for row in (*key.claims, *key.deliveries)]
+                given_up += name == "given up" or (bool(rows) and all(row.lost for row in rows))
+        if told != given_up:
+            yield Finding(f"{kme} says that {told} keys of its local links were given up, and it were {given_up}")
 
 
 def alarms_have_a_reason(case: Case) -> Iterator[Finding]:
@@ -217,6 +231,7 @@ CHECKS: tuple[Check, ...] = (
     every_claimed_key_ends,
     a_slave_is_refused_for_a_reason,
     every_deposited_key_is_somewhere,
+    a_restore_gave_up_what_the_log_says,
     alarms_have_a_reason,
     the_service_never_failed,
 )
