@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -85,6 +85,8 @@ class Case:
         self.deposits: dict[tuple[str, str], dict[str, int]] = defaultdict(dict)
         """Link and block to how many keys each KME says were deposited."""
         self.ended_blocks: set[tuple[str, str]] = set()
+        self.given_up: set[Segment] = set()
+        """Segments that a reconciliation gave up, as the log names them."""
         self.alarms: list[Row] = []
         self.stock: dict[str, dict[str, Any]] = {}
         self.blocks: dict[tuple[str, str], dict[str, dict[str, Any]]] = defaultdict(dict)
@@ -165,10 +167,11 @@ class Case:
         elif row.event == "link.learn":
             for key_id in row.key_ids:
                 self.key(key_id).learnt_at.add(kme)
+            self.given_up.update(self._segments(kme, facts.get("given_up", ())))
 
     def _read_claim(self, row: Row) -> None:
         relation = Relation(row.facts["master"], tuple(row.facts["slaves"]))
-        segments = list(self._segments(row))
+        segments = list(self._segments(row.kme, row.facts["segments"]))
         each = len(segments) // len(row.key_ids)
         assert each * len(row.key_ids) == len(segments), f"row {row.facts['seq']} of {row.kme}: keys of unlike lengths"
         for number, key_id in enumerate(row.key_ids):
@@ -177,9 +180,9 @@ class Case:
             key.segments.update(segments[number * each : (number + 1) * each])
             {"key.deliver": key.deliveries, "key.claim": key.claims, "key.assign": key.assigns}[row.event].append(row)
 
-    def _segments(self, row: Row) -> Iterator[Segment]:
-        for name, first, count in row.facts["segments"]:
-            link, block = self._split(row.kme, name)
+    def _segments(self, kme: str, runs: Iterable[tuple[str, int, int]]) -> Iterator[Segment]:
+        for name, first, count in runs:
+            link, block = self._split(kme, name)
             yield from (Segment(link, block, index) for index in range(first, first + count))
 
     def _split(self, kme: str, name: str) -> tuple[str, str]:

@@ -178,7 +178,8 @@ def _unclaimed(case: Case, segment: Segment) -> str:
         return "unaccounted"
     if segment.index >= owners[0]["used"]:
         return "left"
-    return "given up" if case.restored & known.keys() else "unaccounted"
+    by_its_alarm = case.restored & known.keys() and segment.link.endswith(f" {LOCAL}")
+    return "given up" if by_its_alarm or segment in case.given_up else "unaccounted"
 
 
 def a_restore_gave_up_what_the_log_says(case: Case) -> Iterator[Finding]:
