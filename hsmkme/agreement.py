@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from threading import BoundedSemaphore
 from typing import Final, Protocol
 from uuid import UUID, uuid4
 
@@ -23,6 +25,12 @@ log = logging.getLogger(__name__)
 
 AGREE_SECONDS: Final = 6.0
 """How long a request waits for the peer; upkeep voids an offer only when it is older."""
+
+WAITING_MOST: Final = 4
+"""How many requests of one process wait for one peer at a time."""
+
+QUEUE_SECONDS: Final = 0.25
+"""How long another waits to be one of them, before it claims anything."""
 
 AGAIN_SECONDS: Final = 0.6
 """How long an offer rests before it is made again."""
@@ -52,6 +60,7 @@ class Agreement:
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._kme_id = kme_id
+        self._waiting: dict[str, BoundedSemaphore] = {}
         self._custody = custody
         self._sender = sender
         self._new_ids = new_ids
@@ -66,6 +75,10 @@ class Agreement:
         keys = self._custody.deliver(demand, actor, retry)
         if keys is not None:
             return keys
+        with self._turn(demand.peer):
+            return self._custody.deliver(demand, actor, retry) or self._agreed_now(demand, actor, retry)
+
+    def _agreed_now(self, demand: Demand, actor: str, retry: Retry | None) -> list[OpenKey]:
         offer = self._custody.offer(demand, self._new_ids, actor)
         self._agree(offer)
         try:
@@ -90,6 +103,17 @@ class Agreement:
         if offer.key_ids:
             self._agree(offer)
             self._custody.settle(offer, demand, "upkeep")
+
+    @contextmanager
+    def _turn(self, peer: str) -> Iterator[None]:
+        """One of a few who may wait for a peer at a time: one that is slow must not take every thread."""
+        places = self._waiting.setdefault(peer, BoundedSemaphore(WAITING_MOST))
+        if not places.acquire(timeout=QUEUE_SECONDS):
+            raise PeerUnavailable(f"{WAITING_MOST} requests wait for {peer} already", asked=False)
+        try:
+            yield
+        finally:
+            places.release()
 
     def _agree(self, offer: Offer) -> None:
         """Return when the peer has accepted every key of ``offer``; else void them and raise why."""

@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 
 HELLO_SECONDS: Final = 2.0
 ROUND_SECONDS: Final = 0.2
+ANNOUNCE_SECONDS: Final = 1.0
 OUTBOX_MOST: Final = 16
 """Messages repeated in one round."""
 
@@ -67,6 +68,7 @@ class Liaison:
         self._elsewhere = elsewhere
         self._clock = clock
         self._greeted: dict[str, float] = {}
+        self._announced: dict[str, float] = {}
         self._said: dict[str, str] = {}
 
     def round(self) -> None:
@@ -123,6 +125,9 @@ class Liaison:
         return parsed(answer, self._sender.send(self._store.outbox.number(link.link_id, call, body)))
 
     def _announce(self, link: Link) -> None:
+        if self._announced.get(link.link_id, 0.0) + ANNOUNCE_SECONDS > self._clock():
+            return
+        self._announced[link.link_id] = self._clock()
         after = ""
         while blocks := self._store.sharing.unconfirmed(link.link_id, after):
             results = self._ask(link, "blocks/announce", Announce(blocks=blocks), Announced).results
