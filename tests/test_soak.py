@@ -169,7 +169,7 @@ def test_the_auditor_misses_a_deposited_key_that_is_nowhere(aftermath: Aftermath
     )
     del case.keys[key.key_id]
     lost = {name for finding in checks.every_deposited_key_is_somewhere(case) for name in finding.names}
-    assert {f"{s.link}/{s.block}/{s.index}" for s in key.segments} <= lost
+    assert {f"{s.link}/{s.block}/{s.number}" for s in key.segments} <= lost
 
 
 def test_the_auditor_wants_a_reason_for_an_alarm(aftermath: Aftermath) -> None:

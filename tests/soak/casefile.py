@@ -23,7 +23,7 @@ class Segment(NamedTuple):
 
     link: str
     block: str
-    index: int
+    number: int
 
 
 class Outcome(NamedTuple):
@@ -183,7 +183,7 @@ class Case:
     def _segments(self, kme: str, runs: Iterable[tuple[str, int, int]]) -> Iterator[Segment]:
         for name, first, count in runs:
             link, block = self._split(kme, name)
-            yield from (Segment(link, block, index) for index in range(first, first + count))
+            yield from (Segment(link, block, number) for number in range(first, first + count))
 
     def _split(self, kme: str, name: str) -> tuple[str, str]:
         link, _, block = name.partition("/")

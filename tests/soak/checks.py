@@ -99,7 +99,7 @@ def no_segment_in_two_keys(case: Case) -> Iterator[Finding]:
     for segment, holders in holders_of(case).items():
         known = [key for key in holders if not key.only_in_the_lost_branch]
         if len(known) > 1:
-            twice |= {f"{key.key_id} (segment {segment.index} of {segment.link}/{segment.block})" for key in known}
+            twice |= {f"{key.key_id} (segment {segment.number} of {segment.link}/{segment.block})" for key in known}
     yield from _found("another key has the same segment", twice)
 
 
@@ -137,7 +137,7 @@ def _ended_at(case: Case, key: Key, kme: str) -> bool:
 
 def every_deposited_key_is_somewhere(case: Case) -> Iterator[Finding]:
     lost = [segment for segment, name in deposited(case) if name == "unaccounted"]
-    yield from _found("deposited, and nothing says where it is", (f"{s.link}/{s.block}/{s.index}" for s in lost))
+    yield from _found("deposited, and nothing says where it is", (f"{s.link}/{s.block}/{s.number}" for s in lost))
 
 
 def deposited(case: Case) -> Iterator[tuple[Segment, str]]:
@@ -145,8 +145,8 @@ def deposited(case: Case) -> Iterator[tuple[Segment, str]]:
     holders = holders_of(case)
     reached = {key_id for key_id, _, _ in case.clients.fetched}
     for (link, block), ends in case.deposits.items():
-        for index in range(max(ends.values())):
-            segment = Segment(link, block, index)
+        for number in range(max(ends.values())):
+            segment = Segment(link, block, number)
             names = {_name(case, key, reached) for key in holders.get(segment, ())}
             yield segment, next((n for n in _ORDER if n in names), "") or _unclaimed(case, segment)
 
@@ -176,7 +176,7 @@ def _unclaimed(case: Case, segment: Segment) -> str:
     owners = [block for block in known.values() if block["mine"]]
     if len(owners) != 1:
         return "unaccounted"
-    if segment.index >= owners[0]["used"]:
+    if segment.number >= owners[0]["used"]:
         return "left"
     by_its_alarm = case.restored & known.keys() and segment.link.endswith(f" {LOCAL}")
     return "given up" if by_its_alarm or segment in case.given_up else "unaccounted"

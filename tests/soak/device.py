@@ -45,9 +45,9 @@ class Devices(threading.Thread):
     def _look(self) -> None:
         for kme in self._site.members:
             with self._site.turn:
-                held = dict(self._site.query(kme, _HELD))
+                held: dict[str, int] = dict(self._site.query(kme, _HELD))
             for link_id in kme.link_ids:
-                if int(str(held.get(link_id, 0))) < LOW:
+                if held.get(link_id, 0) < LOW:
                     ends = [kme] if link_id == LOCAL_LINK else self._site.members
                     self._bring(link_id, self._dice.sample(ends, len(ends)))
 

@@ -73,13 +73,16 @@ class Soak:
         site.copy_store(kme, copy)
         self.say(f"a copy of the store of {kme.kme_id} is made")
         _wait_until(started + self.seconds / 2)
+        how = dice.choice(("SIGTERM", "kill -9"))
         with site.turn:
-            self._restore(site, kme, copy)
+            self._restore(site, kme, copy, how)
         self.say(f"the store of {kme.kme_id} is its copy of {age:.0f} s ago")
         _wait_until(started + self.seconds)
-        return {"kme": kme.kme_id, "copy_seconds_old": age}
+        return {"kme": kme.kme_id, "copy_seconds_old": age, "stopped_by": how}
 
-    def _restore(self, site: Site, kme: DemoKme, copy: Path) -> None:
+    def _restore(self, site: Site, kme: DemoKme, copy: Path, how: str) -> None:
+        for command in kme.commands if how == "kill -9" else ():
+            site.kill(kme, command)
         site.stop_all(kme)
         keep_log(self.evidence, site, kme, "lost")
         site.put_back(kme, copy)

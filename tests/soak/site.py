@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 from hsmkme.demo.kme import DemoKme, program
 from hsmkme.demo.readiness import wait_until_ready
@@ -73,14 +74,15 @@ class Site:
 
     def stop_all(self, kme: DemoKme) -> None:
         """End the processes of a KME as the demo does."""
-        ending = [self._running.pop((kme.kme_id, command), None) for command in kme.commands]
-        for process in filter(None, ending):
+        running = {command: self._running.pop((kme.kme_id, command), None) for command in kme.commands}
+        ending = {command: process for command, process in running.items() if process is not None}
+        for process in ending.values():
             process.terminate()
-        for process in filter(None, ending):
+        for command, process in ending.items():
             try:
                 process.wait(STOP_SECONDS)
             except subprocess.TimeoutExpired:
-                self.faults.append(f"{kme.kme_id}: {process.args} did not stop within {STOP_SECONDS} s")
+                self.faults.append(f"{kme.kme_id}: {command} did not stop within {STOP_SECONDS} s")
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait(STOP_SECONDS)
 
@@ -108,7 +110,7 @@ class Site:
     def all_run(self) -> bool:
         return all(process.poll() is None for process in self._running.values())
 
-    def query(self, kme: DemoKme, statement: str) -> list[tuple[object, ...]]:
+    def query(self, kme: DemoKme, statement: str) -> list[Any]:
         """Look into the store behind the KME's back."""
         with closing(sqlite3.connect(store_of(kme), timeout=30)) as connection:
             return connection.execute(statement).fetchall()
