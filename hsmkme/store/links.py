@@ -83,9 +83,14 @@ class Links:
                 freeze(transaction, link_id, STARTING, entry, unless=(OPERATOR, RESTORED, PEER_RESTORED))
 
     def heard(self, link_id: str, standing: Standing) -> None:
-        """Note where the peer says it stands."""
+        """Note where the peer says it stands.
+
+        While it starts, a hello of its own may be under way that says how many rows its log had a moment before, and
+        must not look like that of an old copy: what it came to since counts when it is open.
+        """
         with self._database.write(logged=False) as transaction:
-            note_far_end(transaction, link_id, standing.incarnation, standing.log_rows, standing.ready)
+            rows = 0 if standing.why in (STARTING, RESTORED) else standing.log_rows
+            note_far_end(transaction, link_id, standing.incarnation, rows, standing.ready)
 
     def closed(self, peer: str) -> list[str]:
         """The links to ``peer`` that are not open."""
