@@ -55,11 +55,13 @@ class Agreed:
         self._database = database
 
     def count(self, relation: Relation, size: int) -> int:
-        """How many keys are agreed for a relation and wait to be drawn."""
+        """How many keys are agreed for a relation and can be drawn now."""
         with self._database.read() as connection:
             (count,) = connection.execute(
                 "SELECT count(*) FROM key JOIN relation USING (relation_id)"
-                " WHERE master = ? AND slaves = ? AND size = ? AND state = 'assigned' AND mine = 1",
+                " WHERE master = ? AND slaves = ? AND size = ? AND key.state = 'assigned' AND key.mine = 1"
+                " AND NOT EXISTS (SELECT 1 FROM json_each(parts) AS part JOIN block ON block_pk = part.value ->> '$[0]'"
+                " JOIN link USING (link_id) WHERE why <> '' OR block.state IN ('frozen', 'revoked'))",
                 (relation.master, relation.packed, size),
             ).fetchone()
         return int(count)
