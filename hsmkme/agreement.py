@@ -88,7 +88,7 @@ class Agreement:
             raise
         if result in ("assigned", "already"):
             return
-        self._custody.withdraw(offer, f"the peer answers {result}", "kme")
+        self._custody.withdraw(offer, f"the peer answers {result}", "kme", blocks_too=result == "void")
         if result == "frozen":
             raise LinkFrozen(f"link {offer.draft.link_id} is frozen at the peer")
         raise PeerRefused(f"the peer does not accept the keys: {result}", alarm=result in ("conflict", "not_owner"))
