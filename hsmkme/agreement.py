@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from threading import BoundedSemaphore
 from typing import Final, Protocol
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 from hsmkme.custody import Custody
 from hsmkme.errors import KeyNotHeld, LinkFrozen, PeerError, PeerRefused, PeerUnavailable
-from hsmkme.messages.bodies import Assigned, AssignResult, parsed
+from hsmkme.messages.bodies import Assigned, AssignResult, Query, Report, parsed
 from hsmkme.model import Demand, OpenKey, Retry
 from hsmkme.store import Draft, NewIds, Offer
 
@@ -23,6 +25,12 @@ log = logging.getLogger(__name__)
 
 AGREE_SECONDS: Final = 6.0
 """How long a request waits for the peer; upkeep voids an offer only when it is older."""
+
+WAITING_MOST: Final = 4
+"""How many requests of one process wait for one peer at a time."""
+
+QUEUE_SECONDS: Final = 0.25
+"""How long another waits to be one of them, before it claims anything."""
 
 AGAIN_SECONDS: Final = 0.6
 """How long an offer rests before it is made again."""
@@ -44,12 +52,15 @@ class Agreement:
 
     def __init__(
         self,
+        kme_id: str,
         custody: Custody,
         sender: Sender,
         new_ids: NewIds,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
+        self._kme_id = kme_id
+        self._waiting: dict[str, BoundedSemaphore] = {}
         self._custody = custody
         self._sender = sender
         self._new_ids = new_ids
@@ -64,6 +75,10 @@ class Agreement:
         keys = self._custody.deliver(demand, actor, retry)
         if keys is not None:
             return keys
+        with self._turn(demand.peer):
+            return self._custody.deliver(demand, actor, retry) or self._agreed_now(demand, actor, retry)
+
+    def _agreed_now(self, demand: Demand, actor: str, retry: Retry | None) -> list[OpenKey]:
         offer = self._custody.offer(demand, self._new_ids, actor)
         self._agree(offer)
         try:
@@ -72,6 +87,16 @@ class Agreement:
             self._custody.withdraw(offer, "the link or the offer ended meanwhile", "kme")
             raise PeerUnavailable(f"agreed too late: {error}") from error
 
+    def pull(self, peer: str, key_ids: Sequence[UUID]) -> None:
+        """Ask ``peer`` for keys that it assigned and this end does not know: it may have been restored from a copy.
+
+        Only while a link to the peer is not open; on an open one this end knows every key. Raises `PeerError`.
+        """
+        for link_id in self._custody.closed_links(peer):
+            draft = self._custody.question(link_id, "keys/query", Query(key_ids=list(key_ids)))
+            reports = [key for key in parsed(Report, self._sender.send(draft)).keys if key.mine]
+            self._custody.learn(link_id, self._kme_id, reports)
+
     def stock(self, demand: Demand) -> None:
         """Agree on keys ahead of need; ``demand`` wants none now."""
         offer = self._custody.offer(demand, self._new_ids, "upkeep")
@@ -79,16 +104,35 @@ class Agreement:
             self._agree(offer)
             self._custody.settle(offer, demand, "upkeep")
 
+    @contextmanager
+    def _turn(self, peer: str) -> Iterator[None]:
+        """One of a few who may wait for a peer at a time: one that is slow must not take every thread."""
+        places = self._waiting.setdefault(peer, BoundedSemaphore(WAITING_MOST))
+        if not places.acquire(timeout=QUEUE_SECONDS):
+            raise PeerUnavailable(f"{WAITING_MOST} requests wait for {peer} already", asked=False)
+        try:
+            yield
+        finally:
+            places.release()
+
     def _agree(self, offer: Offer) -> None:
         """Return when the peer has accepted every key of ``offer``; else void them and raise why."""
         try:
             result = self._outcome(offer.draft)
         except PeerError as error:
             self._custody.withdraw(offer, type(error).__name__, "kme")
+            if isinstance(error, PeerRefused) and error.alarm:
+                self._custody.alarm_of_peer(offer.draft.link_id, str(error))
             raise
         if result in ("assigned", "already"):
             return
+<<<<<<< HEAD
         self._custody.withdraw(offer, f"the peer answers {result}", "kme", blocks_too=result == "void")
+=======
+        self._custody.withdraw(offer, f"the peer answers {result}", "kme")
+        if result in ("conflict", "not_owner"):
+            self._custody.alarm_of_peer(offer.draft.link_id, f"the peer answers {result} to an assign")
+>>>>>>> main
         if result == "frozen":
             raise LinkFrozen(f"link {offer.draft.link_id} is frozen at the peer")
         raise PeerRefused(f"the peer does not accept the keys: {result}", alarm=result in ("conflict", "not_owner"))

@@ -69,7 +69,7 @@ class Parts:
 
     def agreement(self, peers: Peers) -> Agreement:
         """Who agrees with peers on keys."""
-        return Agreement(self.custody, peers, KeyIds(time.time))
+        return Agreement(self.config.kme_id, self.custody, peers, KeyIds(time.time))
 
     def peering(self) -> Peering:
         """Who answers peers."""
@@ -88,7 +88,7 @@ class Parts:
 
     def upkeep(self) -> Upkeep:
         """The duties."""
-        return Upkeep(self.config, self.custody, self.store, time.time)
+        return Upkeep(self.config, self.custody, self.store, time.time, self.token.anchor().drop)
 
 
 def open_store(config: Config) -> Store:

@@ -15,9 +15,10 @@ from uuid import UUID
 from hsmkme.audit import export_digest, export_header, export_lines, seal_digest, signed_header, timestamp
 from hsmkme.errors import AuditBroken, OperatorFault, RecordFault, StoreError, TokenError
 from hsmkme.hsm.token import Token
+from hsmkme.messages.bodies import Body, KeyReport
 from hsmkme.model import BlockName, Clock, Demand, Entry, HeldKey, OpenKey, RawBlock, Retry, Seal, SealedKey
 from hsmkme.states import BlockState, EpochState
-from hsmkme.store import NewIds, Offer, Outcome, Store
+from hsmkme.store import Draft, NewIds, Offer, Outcome, Store
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +31,7 @@ class Custody:
         self._store = store
         self._clock = clock
         self._epoch = self._check_epochs()
+        self._check_lineage()
 
     def _check_epochs(self) -> int:
         """Compare the check value of every epoch in use with the token's; returns the active epoch."""
@@ -43,6 +45,14 @@ class Custody:
         if active is None:
             raise OperatorFault("the store knows no active master key: run `hsmkme ceremony first`")
         return active
+
+    def _check_lineage(self) -> None:
+        """Deliver nothing anew that was delivered since a copy was made, if this store is that copy."""
+        remembered = self._token.anchored()
+        if not self._store.lineage.now().is_older_than(remembered):
+            return
+        if self._store.lineage.give_up(remembered, Entry("alarm.store-restored", "custody")):
+            log.error("ALARM this store is an old copy: keys that may have been delivered since were given up")
 
     def deposit(
         self, block: RawBlock, state: BlockState, limit: int, actor: str, *, mine: bool = True
@@ -100,6 +110,26 @@ class Custody:
         Durable writes: one commit with key rows, blocks, the message to the peer and audit rows.
         """
         self._store.agreed.withdraw(offer, Entry("key.void", actor, {"reason": reason}), blocks_too=blocks_too)
+
+    def closed_links(self, peer: str) -> list[str]:
+        """The links to ``peer`` that are not open."""
+        return self._store.links.closed(peer)
+
+    def question(self, link_id: str, call: str, body: Body) -> Draft:
+        """A message that asks and is not repeated. Durable writes: its number."""
+        return self._store.outbox.number(link_id, call, body)
+
+    def learn(self, link_id: str, kme_id: str, reports: Sequence[KeyReport]) -> None:
+        """Take over keys that a peer assigned to slaves of ``kme_id``, which is this one, and that were forgotten here.
+
+        Durable writes: one commit with key rows and audit row.
+        """
+        self._store.reconciling.learn(link_id, kme_id, reports, Entry("link.learn", "kme"))
+
+    def alarm_of_peer(self, link_id: str, reason: str) -> None:
+        """Record that the other end of a link said what it should never say. Durable writes: one commit."""
+        log.error("ALARM link %s: %s", link_id, reason)
+        self._store.log.append(Entry("alarm.peer-answer", "kme", {"link": link_id, "reason": reason}))
 
     def link_mac(self, link_id: str, data: bytes) -> bytes:
         """What proves to the other end of a link that ``data`` comes from this one, 32 bytes."""

@@ -158,7 +158,7 @@ class Kme:
             raise BadRequest("a key_ID is given twice", rule="KEY-ID-5")
         if len(key_ids) > self.limits.max_key_per_request:
             raise BadRequest(f"at most {self.limits.max_key_per_request} key_IDs", rule="KEY-NUM-1")
-        held = self._custody.held(key_ids)
+        held = self._held(key_ids, registered.get(master))
         policy.check_entitled(caller, held.values())
         policy.check_distinct(caller, master)
         policy.check_pairs([caller], registered, self._store.registry.allowed(master, [caller]))
@@ -175,6 +175,15 @@ class Kme:
             raise BadRequest(policy.NOT_FOUND, rule="KEY-ID-2") from None
         except RecordFault:
             raise BadRequest(policy.NOT_FOUND, rule="KEY-ID-4") from None
+
+    def _held(self, key_ids: Sequence[UUID], master: Sae | None) -> dict[UUID, HeldKey]:
+        """What is known of the keys; of those that are not, the KME of ``master`` is asked if this one may forget."""
+        held = self._custody.held(key_ids)
+        unknown = [key_id for key_id in key_ids if key_id not in held]
+        if unknown and self._agreement is not None and master is not None and master.kme_id != self.kme_id:
+            self._agreement.pull(master.kme_id, unknown)
+            held = self._custody.held(key_ids)
+        return held
 
     def _retry(self, again: Repeatable | None, method: str, other: str, request: object) -> Retry | None:
         """What to remember of a request that may be repeated (point 24); None while that is switched off."""
@@ -232,7 +241,7 @@ class Kme:
         if peer == self.kme_id:
             return self._custody.release
         if self._agreement is None:
-            raise StoreUnavailable(f"[peering] is not configured: keys cannot be agreed with {peer}")
+            raise PoolShort(0, 0.0)  # without [peering] there are no keys to agree on
         return self._agreement.release
 
     def _record_refusal(self, refusal: RequestRefused, caller: str, master: str, key_ids: Sequence[UUID]) -> None:

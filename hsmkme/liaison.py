@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from hsmkme.agreement import Agreement, Sender
-from hsmkme.errors import HsmkmeError, PeerError, PoolShort
+from hsmkme.errors import HsmkmeError, PeerError, PeerRefused, PoolShort
 from hsmkme.messages.bodies import (
     Announce,
     Announced,
@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 
 HELLO_SECONDS: Final = 2.0
 ROUND_SECONDS: Final = 0.2
+ANNOUNCE_SECONDS: Final = 1.0
 OUTBOX_MOST: Final = 16
 """Messages repeated in one round."""
 
@@ -67,6 +68,7 @@ class Liaison:
         self._elsewhere = elsewhere
         self._clock = clock
         self._greeted: dict[str, float] = {}
+        self._announced: dict[str, float] = {}
         self._said: dict[str, str] = {}
 
     def round(self) -> None:
@@ -76,6 +78,9 @@ class Liaison:
                 self._attend(link)
                 self._say(link, "")
             except HsmkmeError as error:
+                if isinstance(error, PeerRefused) and error.alarm and self._said.get(link.link_id) != str(error):
+                    facts = {"link": link.link_id, "reason": str(error)}
+                    self._store.log.append(Entry("alarm.peer-answer", ACTOR, facts))
                 self._say(link, str(error))
 
     def probe(self, link: Link) -> Standing:
@@ -120,6 +125,9 @@ class Liaison:
         return parsed(answer, self._sender.send(self._store.outbox.number(link.link_id, call, body)))
 
     def _announce(self, link: Link) -> None:
+        if self._announced.get(link.link_id, 0.0) + ANNOUNCE_SECONDS > self._clock():
+            return
+        self._announced[link.link_id] = self._clock()
         after = ""
         while blocks := self._store.sharing.unconfirmed(link.link_id, after):
             results = self._ask(link, "blocks/announce", Announce(blocks=blocks), Announced).results
@@ -172,7 +180,7 @@ class Liaison:
         known = self._known(link)
         for start in range(0, len(known), PAGE):
             asked = list(known[start : start + PAGE])
-            report = self._ask(link, "keys/query", Query(blocks=asked, after=""), Report)
+            report = self._ask(link, "keys/query", Query(blocks=asked), Report)
             self._store.reconciling.apply(
                 link.link_id, self._kme_id, asked, report.blocks, Entry("link.reconcile", ACTOR)
             )
@@ -196,7 +204,7 @@ class Liaison:
         """Tell the peer which of its live blocks are not here any more."""
         after, more = "", True
         while more:
-            report = self._ask(link, "keys/query", Query(blocks=[], after=after), Report)
+            report = self._ask(link, "keys/query", Query(after=after), Report)
             missing = [block_id for block_id in report.live if block_id not in known]
             missing = [block_id for block_id in missing if not self._store.reconciling.holds(link.link_id, block_id)]
             for start in range(0, len(missing), LIST):

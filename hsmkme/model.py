@@ -223,6 +223,22 @@ class Link:
 
 
 @dataclass(frozen=True, slots=True)
+class Lineage:
+    """Which store it is (16 bytes), how often it was replaced by an old copy of itself, and the rows of its log."""
+
+    store_id: bytes
+    generation: int
+    log_rows: int
+
+    def is_older_than(self, remembered: Lineage) -> bool:
+        """Whether this is an old copy of the store that is remembered."""
+        return self.store_id == remembered.store_id and (
+            self.generation < remembered.generation
+            or (self.generation == remembered.generation and self.log_rows < remembered.log_rows)
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Entry:
     """What is to be written in the audit log with a transition: who did what. The store adds the facts
     that only its transaction knows (blocks, epochs, counts) and the log's clock."""

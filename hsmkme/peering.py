@@ -34,6 +34,7 @@ from hsmkme.messages.signing import (
 )
 from hsmkme.model import Clock, Entry, Link, Relation, due_bits
 from hsmkme.store import Receipt, Store
+from hsmkme.store.links import RESTORED
 
 log = logging.getLogger(__name__)
 
@@ -166,8 +167,9 @@ class Peering:
         return self._store.inbox.missing(receipt, parsed(Missing, receipt.body), entry)
 
     def _query(self, receipt: Receipt, _: Entry) -> bytes:
-        query = parsed(Query, receipt.body)
-        return self._store.reconciling.report(receipt.link_id, query.blocks, query.after).encoded()
+        if self._store.links.state(receipt.link_id).why == RESTORED:
+            raise PeerRefused("this store is an old copy itself: an operator must give up the keys of both", alarm=True)
+        return self._store.reconciling.report(receipt.link_id, parsed(Query, receipt.body)).encoded()
 
 
 _EVENTS: Final = {

@@ -112,7 +112,7 @@ class Peers:
     def _ask(
         self, peer: str, connection: http.client.HTTPSConnection, message: Message, headers: dict[str, str]
     ) -> tuple[int, http.client.HTTPMessage, bytes]:
-        with _deadline(connection):
+        with _Deadline(connection):
             try:
                 connection.request("POST", PREFIX + message.call, message.body, headers)
                 answer = connection.getresponse()
@@ -148,7 +148,7 @@ class Peers:
         return connection
 
 
-class _deadline:
+class _Deadline:
     """Ends the exchange on a connection that takes too long, however slowly its bytes come."""
 
     def __init__(self, connection: http.client.HTTPSConnection) -> None:

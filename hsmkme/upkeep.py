@@ -10,7 +10,7 @@ from typing import Final
 from hsmkme.config import Config
 from hsmkme.custody import Custody
 from hsmkme.errors import HsmkmeError
-from hsmkme.model import Clock, Entry
+from hsmkme.model import Clock, Entry, Lineage
 from hsmkme.store import Store
 
 log = logging.getLogger(__name__)
@@ -35,14 +35,20 @@ class Duty:
 class Upkeep:
     """The duties of one KME; ``clock`` is in seconds."""
 
-    def __init__(self, config: Config, custody: Custody, store: Store, clock: Clock) -> None:
+    def __init__(
+        self, config: Config, custody: Custody, store: Store, clock: Clock, drop_anchor: Callable[[Lineage], None]
+    ) -> None:
         self._config = config
         self._custody = custody
         self._store = store
         self._clock = clock
         self._sealed_at = clock()
+        self._began = int(clock())
+        self._drop_anchor = drop_anchor
+        self._anchored: Lineage | None = None
         self.duties = [
             Duty("seal", 1.0, self.seal),
+            Duty("anchor", float(config.audit.seal_seconds), self.anchor),
             Duty("expire", 60.0, self.expire),
             Duty("abandon", 2.0, self.abandon),
             Duty("retire", 1.0, self.retire),
@@ -71,14 +77,28 @@ class Upkeep:
             self._custody.seal_log()
             self._sealed_at = self._clock()
 
+    def anchor(self) -> None:
+        """Let the token remember how long the log is, if it grew: an old copy of the store is then known as one."""
+        lineage = self._store.lineage.now()
+        if lineage != self._anchored:
+            self._drop_anchor(lineage)
+            self._anchored = lineage
+
     def erase(self) -> None:
         """Erase consumed keys that were kept for requests that might be repeated."""
         while self._store.keys.erase_due(Entry("key.erase", "upkeep")):
             pass
 
     def abandon(self) -> None:
-        """Void keys that were offered to a peer and not confirmed: whoever waited for them does so no more."""
+        """Void keys that were offered to a peer and not confirmed: whoever waited for them does so no more.
+
+        The peer is not told of those that were offered before this process began: this store may be an old copy,
+        and a younger one may have delivered them.
+        """
         before = int(self._clock()) - ABANDON_SECONDS
+        older = min(before, self._began)
+        while self._store.keys.abandon(older, Entry("key.void", "upkeep", {"reason": "not confirmed"}), tell=False):
+            pass
         while self._store.keys.abandon(before, Entry("key.void", "upkeep", {"reason": "not confirmed"})):
             pass
 

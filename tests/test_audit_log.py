@@ -491,7 +491,7 @@ def sealing(site: Site, clock: FakeClock) -> Iterator[tuple[Upkeep, Store]]:
     """Upkeep that seals after 5 rows or 10 seconds, on a log that is sealed through its last row."""
     store, custody = site.open(clock)
     custody.seal_log()
-    yield Upkeep(configuration.load(site.config), custody, store, clock), store
+    yield Upkeep(configuration.load(site.config), custody, store, clock, lambda _: None), store
     store.close()
 
 

@@ -23,9 +23,9 @@ class FirstKeys:
 
 
 def first(address: TokenAddress, so_pin: Pin, user_pin: Pin, transcript: Transcript) -> FirstKeys:
-    """The first ceremony: a token, master key epoch 1, digest key, audit key.
+    """The first ceremony: a token, master key epoch 1, digest key, audit key, anchor.
 
-    Order of durable acts: token initialised, PINs set, ``master/1``, ``digest``, ``audit``; each is in the
+    Order of durable acts: token initialised, PINs set, ``master/1``, ``digest``, ``audit``, ``anchor``; each is in the
     transcript after it was read back. Refuses if a token of this label exists.
     """
     transcript.record("begin", {"ceremony": "first", "label": address.label, "module": str(address.module)})
@@ -36,6 +36,7 @@ def first(address: TokenAddress, so_pin: Pin, user_pin: Pin, transcript: Transcr
         master = _made(transcript, "master", lambda: officer.make_master(1))
         _made(transcript, "digest", officer.make_digest_key)
         _made(transcript, "audit", officer.make_audit_key)
+        _made(transcript, "anchor", officer.make_anchor)
     finally:
         officer.close()
     transcript.record("end", {"ceremony": "first"})

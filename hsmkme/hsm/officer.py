@@ -16,6 +16,7 @@ from pkcs11.util.ec import encode_named_curve_parameters
 
 from hsmkme.errors import OperatorFault
 from hsmkme.hsm import templates
+from hsmkme.hsm.anchor import ANCHOR_LABEL, NOTHING, anchor_template, anchored
 from hsmkme.hsm.cryptoki import Cryptoki
 from hsmkme.hsm.faults import translated
 from hsmkme.hsm.module import load_module
@@ -146,6 +147,15 @@ class Officer:
                 template=templates.DIGEST,
             )
             return self._verified(DIGEST_LABEL, [key], templates.DIGEST)
+
+    def make_anchor(self) -> Evidence:
+        """Make the data object in which the token remembers the store; it says of none yet."""
+        with translated("making the anchor"), self._sessions.lane() as lane:
+            self._refuse_existing(lane.session, ANCHOR_LABEL)
+            lane.session.create_object(anchor_template(NOTHING))
+            if anchored(lane.session) != NOTHING:
+                raise OperatorFault("the token does not keep what is written into a data object")
+            return {"label": ANCHOR_LABEL}
 
     def make_audit_key(self) -> Evidence:
         """Generate the EC P-256 pair that signs seals of the audit log."""

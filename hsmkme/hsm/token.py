@@ -20,6 +20,7 @@ from pkcs11.util.ec import encode_ec_public_key
 
 from hsmkme.errors import RecordFault, TokenUnavailable
 from hsmkme.hsm import sealing, templates
+from hsmkme.hsm.anchor import Anchor, anchored
 from hsmkme.hsm.faults import Fault, fault_of
 from hsmkme.hsm.objects import AUDIT_LABEL, DIGEST_LABEL, check_value, find_object, link_label, master_label
 from hsmkme.hsm.profiles import TokenAddress
@@ -29,6 +30,7 @@ from hsmkme.model import (
     BlockName,
     BlockSeal,
     KeyMaterial,
+    Lineage,
     OpenKey,
     Part,
     RawBlock,
@@ -119,6 +121,14 @@ class Token:
         """Ten hex digits that tell master keys apart and reveal nothing of them (``ops/adr/0003``)."""
         doing = "reading a check value"
         return self._runner.run(doing, lambda lane: check_value(lane.session, self._master(lane, epoch)))
+
+    def anchored(self) -> Lineage:
+        """What the token remembers of the store."""
+        return self._runner.run("reading the anchor", lambda lane: anchored(lane.session))
+
+    def anchor(self) -> Anchor:
+        """What lets the token remember a store: for upkeep alone."""
+        return Anchor(self._runner)
 
     def prove(self, epoch: int) -> None:
         """Seal and open a known answer under the master key of ``epoch``; raises what that meets."""

@@ -144,10 +144,12 @@ class Granted(Body):
 
 
 class Query(Body):
-    """Asks what the receiver knows of ``blocks``, and for the ids of its live blocks that come after ``after``."""
+    """Asks what the receiver knows of ``blocks`` and of ``key_ids`` that it assigned, and for the ids of its live
+    blocks that come after ``after``; for none of them without it."""
 
-    blocks: Annotated[list[BlockId], Field(max_length=BLOCKS_MOST)]
-    after: Annotated[str, Field(max_length=256)]
+    blocks: Annotated[list[BlockId], Field(max_length=BLOCKS_MOST)] = []
+    key_ids: Annotated[list[KeyId], Field(max_length=KEYS_MOST)] = []
+    after: Annotated[str, Field(max_length=256)] | None = None
 
 
 class KeyReport(Body):
@@ -177,12 +179,13 @@ class BlockReport(Body):
 
 
 class Report(Body):
-    """The answer; a block that was asked for and is not in it is not known.
+    """The answer; a block or a key that was asked for and is not in it is not known.
 
     ``live``: ids of live blocks in order, not all of them if ``more``.
     """
 
     blocks: list[BlockReport]
+    keys: list[KeyReport]
     live: list[BlockId]
     more: bool
 

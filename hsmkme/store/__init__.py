@@ -13,6 +13,7 @@ from hsmkme.store.blocks import Blocks, Outcome
 from hsmkme.store.database import Chain, Database, connect, spoken, turn
 from hsmkme.store.inbox import Inbox, Receipt
 from hsmkme.store.keys import Keys
+from hsmkme.store.lineage import Lineages
 from hsmkme.store.links import Links, LinkState
 from hsmkme.store.log import Log
 from hsmkme.store.outbox import Draft, Outbox
@@ -31,6 +32,7 @@ __all__ = [
     "Draft",
     "Inbox",
     "Keys",
+    "Lineages",
     "LinkState",
     "Links",
     "Log",
@@ -56,6 +58,7 @@ class Store:
         self.blocks = Blocks(self._database)
         self.keys = Keys(self._database)
         self.agreed = Agreed(self._database)
+        self.lineage = Lineages(self._database)
         self.links = Links(self._database)
         self.inbox = Inbox(self._database)
         self.outbox = Outbox(self._database)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
+from hsmkme.errors import PeerRefused
 from hsmkme.messages.bodies import Assign, AssignedKey, AssignResult
 from hsmkme.model import Entry, Relation
 from hsmkme.states import BlockState, KeyState
@@ -23,11 +24,11 @@ class _Found:
     state: str
 
 
-class NotAssignedError(Exception):
+class NotAssignedError(PeerRefused):
     """Why an assign is not accepted."""
 
     def __init__(self, result: AssignResult) -> None:
-        super().__init__(result)
+        super().__init__(f"keys are not accepted: {result}", alarm=result in ("conflict", "not_owner"))
         self.result: AssignResult = result
 
 
@@ -109,9 +110,9 @@ def _block(transaction: Transaction, link_id: str, block_id: str, own_epoch: int
         "SELECT block_pk, key_count, state, mine, own_epoch FROM block WHERE link_id = ? AND block_id = ?",
         (link_id, block_id),
     ).fetchone()
-    if row is None or row[2] == BlockState.DEPOSITED:
+    if row is None or (row[2] == BlockState.DEPOSITED and own_epoch is not None):
         raise NotAssignedError("unknown")
-    if row[2] not in (BlockState.READY, BlockState.EXHAUSTED):
+    if row[2] not in (BlockState.DEPOSITED, BlockState.READY, BlockState.EXHAUSTED):
         raise NotAssignedError("void")
     if own_epoch is not None and (row[3] or row[4] != own_epoch):
         raise NotAssignedError("not_owner")

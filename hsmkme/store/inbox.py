@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 from uuid import UUID
 
-from hsmkme.errors import PeerRefused, StoreError
+from hsmkme.errors import LinkFrozen, PeerRefused, StoreError
 from hsmkme.messages.bodies import (
     Announce,
     Announced,
@@ -46,6 +46,7 @@ from hsmkme.store.links import (
     reopen,
     state_in,
 )
+from hsmkme.store.outbox import require_open
 from hsmkme.store.rows import KeyRow, rows_of, void_rows
 
 WINDOW: Final = 4096
@@ -161,6 +162,7 @@ class Inbox:
     def grant(self, receipt: Receipt, grant: Grant, entry: Entry) -> bytes:
         """The peer gives blocks of its own to this end."""
         with self._received(receipt) as transaction:
+            _require_open(transaction, receipt.link_id)
             results = {block.block_id: _take_over(transaction, receipt.link_id, block) for block in grant.blocks}
             accepted = [block_id for block_id, result in results.items() if result == "accepted"]
             transaction.append(entry.knowing(link=receipt.link_id, blocks=accepted, stale=len(results) - len(accepted)))
@@ -171,6 +173,14 @@ class Inbox:
         with self._database.write(logged=False) as transaction:
             revoke(transaction, receipt.link_id, missing.block_ids, entry)
             return _keep(transaction, receipt, Done())
+
+
+def _require_open(transaction: Transaction, link_id: str) -> None:
+    """A frozen end takes nothing over; the peer says it again."""
+    try:
+        require_open(transaction, link_id)
+    except LinkFrozen as frozen:
+        raise PeerRefused(str(frozen), alarm=False) from None
 
 
 def _is_behind(here: LinkState, incarnation: str, hello: Hello) -> bool:

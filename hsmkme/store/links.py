@@ -87,6 +87,12 @@ class Links:
         with self._database.write(logged=False) as transaction:
             note_far_end(transaction, link_id, standing.incarnation, standing.log_rows, standing.ready)
 
+    def closed(self, peer: str) -> list[str]:
+        """The links to ``peer`` that are not open."""
+        with self._database.read() as connection:
+            statement = "SELECT link_id FROM link WHERE peer = ? AND why <> '' ORDER BY link_id"
+            return [link_id for (link_id,) in connection.execute(statement, (peer,))]
+
     def block_size(self, link_id: str, key_bits: int) -> int:
         """How many keys the latest block of a size has; 1 if there is none."""
         with self._database.read() as connection:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Final
 from uuid import UUID
 
-from hsmkme.messages.bodies import Assign, AssignedKey, BlockReport, KeyReport, Place, Report
+from hsmkme.messages.bodies import Assign, AssignedKey, BlockReport, KeyReport, Place, Query, Report
 from hsmkme.model import Entry, Relation
 from hsmkme.states import BlockState, KeyState
 from hsmkme.store.accepting import insert_assigned
@@ -51,14 +51,29 @@ class Reconciling:
         with self._database.read() as connection:
             return _pk(connection, link_id, block_id) is not None
 
-    def report(self, link_id: str, block_ids: Sequence[str], after: str) -> Report:
-        """What this end knows of blocks, and the ids of its live ones after ``after``."""
-        live = self.live(link_id, after, LIST + 1)
+    def report(self, link_id: str, query: Query) -> Report:
+        """What this end knows of what it is asked for."""
+        live = [] if query.after is None else self.live(link_id, query.after, LIST + 1)
         with self._database.read() as connection:
-            pks = {b: pk for b in block_ids if (pk := _pk(connection, link_id, b)) is not None}
+            pks = {b: pk for b in query.blocks if (pk := _pk(connection, link_id, b)) is not None}
             keys = _keys_of(connection, pks.values())
             blocks = [_reported(connection, block_id, pk, keys[pk]) for block_id, pk in pks.items()]
-        return Report(blocks=blocks, live=live[:LIST], more=len(live) > LIST)
+            assigned = [row for row in rows_of(connection, query.key_ids) if row.mine and row.state != KeyState.VOID]
+            named = _key_reports(connection, assigned, link_id)
+        return Report(blocks=blocks, keys=named, live=live[:LIST], more=len(live) > LIST)
+
+    def learn(self, link_id: str, kme_id: str, reports: Sequence[KeyReport], entry: Entry) -> None:
+        """Take over keys that the peer assigned to slaves here and that this end forgot. All that it reports, or none.
+
+        Writes, in one commit: rows of keys, segments taken for good, audit row. Raises `PeerRefused` if a segment of
+        one belongs to another key here.
+        """
+        with self._database.write() as transaction:
+            unknown = [report for report in reports if not rows_of(transaction.connection, [report.key_id])]
+            for report in unknown:
+                _remember(transaction, link_id, kme_id, report)
+            if unknown:
+                transaction.append(entry.knowing(link=link_id, key_IDs=[str(report.key_id) for report in unknown]))
 
     def apply(
         self, link_id: str, kme_id: str, asked: Sequence[str], reports: Iterable[BlockReport], entry: Entry
@@ -110,9 +125,6 @@ def _reported(connection: Any, block_id: str, block_pk: int, keys: Sequence[KeyR
     ).fetchone()
     used = key_count if state == BlockState.RETIRED else cursor if mine else max(highest or 0, cursor)
     rows = [key for key in keys if key.state != KeyState.VOID]
-    names: dict[int, tuple[str, int]] = {}
-    for pk in {place[0] for key in rows for place in key.places}:
-        names[pk] = connection.execute("SELECT block_id, own_epoch FROM block WHERE block_pk = ?", (pk,)).fetchone()
     return BlockReport(
         block_id=block_id,
         tag=tag.hex(),
@@ -120,11 +132,21 @@ def _reported(connection: Any, block_id: str, block_pk: int, keys: Sequence[KeyR
         mine=bool(mine),
         own_epoch=own_epoch,
         used=used,
-        keys=[_key_report(key, names) for key in rows],
+        keys=_key_reports(connection, rows),
     )
 
 
-def _key_report(row: KeyRow, names: dict[int, tuple[str, int]]) -> KeyReport:
+def _key_reports(connection: Any, rows: Sequence[KeyRow], link_id: str | None = None) -> list[KeyReport]:
+    """Keys as the other end is told of them; those of other links than ``link_id`` are left out."""
+    names: dict[int, tuple[str, int, str]] = {}
+    for pk in {place[0] for key in rows for place in key.places}:
+        statement = "SELECT block_id, own_epoch, link_id FROM block WHERE block_pk = ?"
+        names[pk] = connection.execute(statement, (pk,)).fetchone()
+    wanted = (key for key in rows if link_id in (None, *(names[place[0]][2] for place in key.places)))
+    return [_key_report(key, names) for key in wanted]
+
+
+def _key_report(row: KeyRow, names: dict[int, tuple[str, int, str]]) -> KeyReport:
     parts = [
         Place(block_id=names[pk][0], first=first, count=count, own_epoch=names[pk][1])
         for pk, first, count in row.places
@@ -172,13 +194,20 @@ def _applied(transaction: Transaction, link_id: str, kme_id: str, report: BlockR
             "UPDATE block SET mine = ?, own_epoch = ? WHERE block_pk = ?", (not report.mine, report.own_epoch, block_pk)
         )
     unknown = [key for key in report.keys if not rows_of(transaction.connection, [key.key_id])]
-    for key in unknown:
-        _remember(transaction, link_id, kme_id, key)
-    return [key.key_id for key in unknown]
+    learnt = [key.key_id for key in unknown if _remember(transaction, link_id, kme_id, key)]
+    lost = [str(key.key_id) for key in unknown if key.mine and key.key_id not in learnt]
+    if lost:
+        transaction.append(Entry("alarm.keys-lost", entry.actor, {"link": link_id, "key_IDs": lost}))
+    return learnt
 
 
-def _remember(transaction: Transaction, link_id: str, kme_id: str, key: KeyReport) -> None:
-    """A key that was forgotten: one of this end's counts as delivered, one of the peer's may be collected here."""
+def _remember(transaction: Transaction, link_id: str, kme_id: str, key: KeyReport) -> bool:
+    """A key that was forgotten: one of this end's counts as delivered, one of the peer's may be collected here.
+
+    False if a block of it was forgotten too: the bytes are not here any more.
+    """
+    if any(_pk(transaction.connection, link_id, place.block_id) is None for place in key.parts):
+        return False
     relation = Relation.of(key.master, key.slaves)
     here = {sae for (sae,) in transaction.execute("SELECT sae_id FROM sae WHERE kme_id = ?", (kme_id,))}
     due = sum(1 << place for place, slave in enumerate(relation.slaves) if slave in here)
@@ -186,7 +215,7 @@ def _remember(transaction: Transaction, link_id: str, kme_id: str, key: KeyRepor
         assigned = AssignedKey(key_id=key.key_id, parts=key.parts)
         assign = Assign(master=key.master, slaves=list(relation.slaves), size=key.size, keys=[assigned])
         insert_assigned(transaction, link_id, relation, assign, due, of_any_owner=True)
-        return
+        return True
     places = []
     for place in key.parts:
         (block_pk,) = transaction.execute(
@@ -200,6 +229,7 @@ def _remember(transaction: Transaction, link_id: str, kme_id: str, key: KeyRepor
             *(f"[{','.join(places)}]", transaction.now(), due),
         ),
     )
+    return True
 
 
 def _skip(transaction: Transaction, block_pk: int, used: int, keys: Sequence[KeyRow]) -> None:

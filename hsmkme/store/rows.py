@@ -85,7 +85,11 @@ def blocks_of(connection: sqlite3.Connection, block_pks: Iterable[int]) -> dict[
 
 
 def void_rows(transaction: Transaction, rows: Sequence[KeyRow], entry: Entry, *, tell: bool = True) -> list[UUID]:
-    """Void keys that are not ended and erase them; the peer that accepted them is told, unless ``tell`` is false."""
+    """Void keys that are not ended and erase them.
+
+    With ``tell`` the peer that accepted them is told. Not of keys that went to their master long ago: a slave there
+    may have them, and is entitled to.
+    """
     ended = (KeyState.CONSUMED, KeyState.VOID)
     doomed = [row for row in rows if row.state not in ended]
     if not doomed:

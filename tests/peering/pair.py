@@ -1,6 +1,6 @@
 """Two whole KMEs in one process: real token, real stores, real client and server of kme-peer/1, no sockets between.
 
-What the network does to a message is said by a `Fault` (`wire.py`). `Pair.judge` says whether I1, I2, I3 hold after
+What the network does to a message is said by a `Fault` (`line.py`). `Pair.judge` says whether I1, I2, I3 hold after
 whatever happened.
 """
 
@@ -44,7 +44,7 @@ from hsmkme.store import Store, migrate
 from hsmkme.store.counters import Counters
 from hsmkme.upkeep import Upkeep
 from tests.conftest import FakeClock
-from tests.peering.wire import Request, Wire
+from tests.peering.line import Line, Request
 from tests.pki import Request as Paper
 from tests.pki import TestAuthority
 
@@ -104,16 +104,16 @@ class PeerPapers:
         return cls(directory / "ca.pem", pairs)
 
 
-class WiredPeers(Peers):
-    """The product's client, whose exchanges go over a `Wire` in place of a connection."""
+class LinePeers(Peers):
+    """The product's client, whose exchanges go over a `Line` in place of a connection."""
 
-    wire: Wire
+    line: Line
 
     def _exchange(
         self, peer: str, message: Message, signature: bytes
     ) -> tuple[int, http.client.HTTPMessage, bytes]:
         headers = {**message.headers(), "Signature": signature_header(signature)}
-        reply = self.wire.carry(Request(self._kme_id, peer, message.call, headers, message.body))
+        reply = self.line.carry(Request(self._kme_id, peer, message.call, headers, message.body))
         given: Headers = http.client.HTTPMessage()
         for name, value in reply.headers.items():
             given[name] = value
@@ -128,7 +128,7 @@ class End:
     directory: Path
     token: Token
     clock: FakeClock
-    wire: Wire
+    line: Line
     store: Store = field(init=False)
 
     def __post_init__(self) -> None:
@@ -160,9 +160,9 @@ class End:
         self.store = Store(self.path, AuditChain(), self.clock)
         bootstrap.begin_on(self.store, self.config, void=True)
         self.custody = Custody(self.token, self.store, self.clock)
-        self.peers = WiredPeers(self.config, self.custody.link_mac, self.clock, self.clock)
-        self.peers.wire = self.wire
-        self.agreement = Agreement(self.custody, self.peers, self.new_ids, self.clock, self.sleep)
+        self.peers = LinePeers(self.config, self.custody.link_mac, self.clock, self.clock)
+        self.peers.line = self.line
+        self.agreement = Agreement(self.kme_id, self.custody, self.peers, self.new_ids, self.clock, self.sleep)
         self.peering = Peering(self.kme_id, self.config.links, self.custody, self.store, self.clock)
         self.liaison = Liaison(
             self.kme_id, self.config.links, self.store, self.peers, self.agreement, self.elsewhere, self.clock
@@ -174,7 +174,8 @@ class End:
             self.agreement,
         )
         self.intake = Intake(self.custody, self.kme_id, self.config.links, self.config.keys.max_key_count)
-        self.upkeep = Upkeep(self.config, self.custody, self.store, self.clock)
+        # both ends have one token in common, which can remember one store only: see test_restore.py
+        self.upkeep = Upkeep(self.config, self.custody, self.store, self.clock, lambda _: None)
 
     def stop(self) -> None:
         """As all three processes end: nothing but the file is left."""
@@ -266,11 +267,11 @@ def opened(keys: Sequence[OpenKey]) -> dict[str, bytes]:
 
 @dataclass
 class Pair:
-    """Both ends, the wire between, and what every SAE got."""
+    """Both ends, the line between, and what every SAE got."""
 
     a: End
     b: End
-    wire: Wire
+    line: Line
     clock: FakeClock
     masters: dict[str, list[tuple[str, tuple[str, ...], bytes]]] = field(default_factory=dict)
     slaves: dict[tuple[str, str], bytes] = field(default_factory=dict)
@@ -278,16 +279,16 @@ class Pair:
 
     @classmethod
     def made(cls, directory: Path, clock: FakeClock, tokens: dict[str, Token], papers: PeerPapers) -> Pair:
-        wire = Wire()
+        line = Line()
         for kme, peer in (("kme-1", "kme-2"), ("kme-2", "kme-1")):
             home = directory / kme
             home.mkdir()
             certificate, key = papers.pairs[kme]
             text = _CONFIG.format(kme=kme, peer=peer, cert=certificate, key=key, ca=papers.ca)
             (home / "hsmkme.toml").write_text(text)
-        a, b = (End(kme, directory / kme, tokens[kme], clock, wire) for kme in ("kme-1", "kme-2"))
-        wire.ends = {"kme-1": a, "kme-2": b}
-        return cls(a, b, wire, clock)
+        a, b = (End(kme, directory / kme, tokens[kme], clock, line) for kme in ("kme-1", "kme-2"))
+        line.ends = {"kme-1": a, "kme-2": b}
+        return cls(a, b, line, clock)
 
     @property
     def ends(self) -> tuple[End, End]:
@@ -359,7 +360,7 @@ class Pair:
 
     def heal(self) -> None:
         """The network works again, and time goes by until all is well."""
-        self.wire.heal()
+        self.line.heal()
         self.clock.now += 1
         self.rounds(4)
         assert [end.why() for end in self.ends] == ["", ""]
@@ -418,6 +419,6 @@ def prove(end: End) -> None:
     """The audit log proves itself to the verifier that shares no code."""
     end.custody.seal_log()
     export, key = end.directory / "export.jsonl", end.directory / "audit.pem"
-    export.write_text("".join(line + "\n" for line in end.custody.export_log(end.kme_id)))
+    export.write_text("".join(row + "\n" for row in end.custody.export_log(end.kme_id)))
     key.write_bytes(end.custody.audit_public_key())
     assert verify.main([str(export), str(key)]) == 0

@@ -9,7 +9,7 @@ import pytest
 
 from hsmkme.errors import KeyNotHeld, PeerError, PeerRefused, PeerUnavailable
 from hsmkme.model import Demand, Entry, Relation
-from tests.peering import wire
+from tests.peering import line as trouble
 from tests.peering.pair import BITS, LINK, End, Pair
 
 
@@ -38,22 +38,22 @@ def claim_without_asking(pair: Pair) -> list[str]:
 # until acknowledged, SAE gets 503
 
 
-@pytest.mark.parametrize("fault", [wire.drop_request, wire.drop_answer], ids=lambda fault: fault.__name__)
-def test_an_assign_or_its_answer_is_lost_and_the_retry_agrees(pair: Pair, fault: wire.Fault) -> None:
-    pair.wire.next("keys/assign", fault)
+@pytest.mark.parametrize("fault", [trouble.drop_request, trouble.drop_answer], ids=lambda fault: fault.__name__)
+def test_an_assign_or_its_answer_is_lost_and_the_retry_agrees(pair: Pair, fault: trouble.Fault) -> None:
+    pair.line.next("keys/assign", fault)
     keys = pair.exchange("a1", "b1")
-    first, second = (request for request in pair.wire.seen if request.call == "keys/assign")
+    first, second = (request for request in pair.line.seen if request.call == "keys/assign")
     assert first.headers["Signature-Input"].split("nonce")[1] == second.headers["Signature-Input"].split("nonce")[1]
     assert pair.a.keys()[next(iter(keys))][0] == "delivered"
     well(pair)
 
 
-@pytest.mark.parametrize("fault", [wire.drop_request, wire.drop_answer], ids=lambda fault: fault.__name__)
+@pytest.mark.parametrize("fault", [trouble.drop_request, trouble.drop_answer], ids=lambda fault: fault.__name__)
 def test_an_assign_is_lost_until_the_deadline_and_void_is_repeated_until_acknowledged(
-    pair: Pair, fault: wire.Fault
+    pair: Pair, fault: trouble.Fault
 ) -> None:
     began = pair.clock.now
-    pair.wire.always = fault
+    pair.line.always = fault
     refusal = pair.refused("a1", "b1", number=2)
     assert isinstance(refusal, PeerUnavailable)  # 503 and Retry-After: api/problems.py
     assert pair.clock.now - began < 6
@@ -61,7 +61,7 @@ def test_an_assign_is_lost_until_the_deadline_and_void_is_repeated_until_acknowl
     for _ in range(3):
         assert pair.a.store.outbox.count(LINK) == 1
         pair.rounds(1)
-    pair.wire.heal()
+    pair.line.heal()
     pair.rounds(2)
     assert pair.a.store.outbox.count(LINK) == 0
     assert {state for state, _ in pair.b.keys().values()} <= {"void"}
@@ -120,7 +120,7 @@ def test_a_partition_serves_agreed_keys_then_503_and_keeps_ready_keys(pair: Pair
     pair.rounds(1)
     agreed = pair.a.store.agreed.count(Relation.of("a1", ["b1"]), BITS)
     assert agreed >= 4
-    pair.wire.always = wire.drop_request
+    pair.line.always = trouble.drop_request
     pair.rounds(6)  # the liaisons know by now
     ready = pair.a.store.links.state(LINK).ready
     kept = [pair.enc("a1", "b1") for _ in range(agreed)]
@@ -137,7 +137,7 @@ def test_a_partition_serves_agreed_keys_then_503_and_keeps_ready_keys(pair: Pair
 
 def test_the_first_requests_in_a_partition_burn_few_keys(pair: Pair) -> None:
     """Until the peer counts as away, each request that waits for it in vain costs its keys."""
-    pair.wire.always = wire.drop_request
+    pair.line.always = trouble.drop_request
     before = pair.a.store.links.state(LINK).ready
     for _ in range(40):
         assert isinstance(pair.refused("a2", "b2"), PeerUnavailable)
@@ -153,12 +153,12 @@ def test_the_first_requests_in_a_partition_burn_few_keys(pair: Pair) -> None:
 def test_both_ends_claim_at_once_from_blocks_of_their_own(pair: Pair) -> None:
     """Each one's assign is answered while the other's is under way."""
 
-    def at_the_same_time(line: wire.Wire, request: wire.Request) -> wire.Reply:
+    def at_the_same_time(line: trouble.Line, request: trouble.Request) -> trouble.Reply:
         for other in (("b1", "a1"), ("b2", "a2")) if request.sender == "kme-1" else ():
             pair.exchange(*other)
         return line.deliver(request)
 
-    pair.wire.next("keys/assign", at_the_same_time)
+    pair.line.next("keys/assign", at_the_same_time)
     pair.exchange("a1", "b1", number=3)
     used = [{segment for segment, *_ in end.segments()} for end in pair.ends]
     assert used[0] == used[1]
@@ -206,12 +206,12 @@ def test_the_same_segments_for_two_keys_are_a_conflict_and_void_at_both_ends(pai
 def test_replays_and_old_messages_change_nothing(pair: Pair) -> None:
     pair.exchange("a1", "b1", number=3)
     pair.exchange("b2", "a2", number=2)
-    pair.wire.next("keys/assign", wire.drop_answer, wire.drop_answer)
+    pair.line.next("keys/assign", trouble.drop_answer, trouble.drop_answer)
     pair.refused("a2", "b1")
     pair.rounds(3)
     facts = [(end.keys(), end.owned(), len(end.log()), list(end.segments())) for end in pair.ends]
     for _ in range(2):
-        pair.wire.replay()
+        pair.line.replay()
     assert [(end.keys(), end.owned(), len(end.log()), list(end.segments())) for end in pair.ends] == facts
     well(pair)
 
@@ -222,8 +222,8 @@ def test_replays_are_harmless_when_the_cached_answers_are_gone(pair: Pair) -> No
     pair.clock.now += 400
     pair.rounds(2)
     keys = [end.keys() for end in pair.ends]
-    old = [request for request in pair.wire.seen if request.call == "keys/assign"]
-    assert {pair.wire.deliver(request).status for request in old} == {409}
+    old = [request for request in pair.line.seen if request.call == "keys/assign"]
+    assert {pair.line.deliver(request).status for request in old} == {409}
     assert [end.keys() for end in pair.ends] == keys
     well(pair)
 
@@ -231,13 +231,13 @@ def test_replays_are_harmless_when_the_cached_answers_are_gone(pair: Pair) -> No
 def test_a_message_of_the_life_before_a_restore_is_refused(pair: Pair) -> None:
     copy = pair.a.backup()
     pair.exchange("a1", "b1")
-    pair.wire.next("keys/assign", wire.delay, wire.delay)
+    pair.line.next("keys/assign", trouble.delay, trouble.delay)
     assert pair.refused("a2", "b2") is not None
-    held, pair.wire.held = pair.wire.held, []
+    held, pair.line.held = pair.line.held, []
     pair.a.restore(copy)
     pair.rounds(3)
     assert pair.a.why() == ""
-    assert {pair.wire.deliver(request).status for request in held} == {409}
+    assert {pair.line.deliver(request).status for request in held} == {409}
     well(pair)
 
 
@@ -266,14 +266,14 @@ def test_a_block_that_expired_at_one_end_costs_the_other_no_more_than_a_request(
         with end.store._database.write(logged=False) as transaction:
             transaction.execute("UPDATE block SET state = 'revoked'")
     first = pair.deposit(owner="kme-2", keys=16)
-    pair.wire.next("blocks/announce", wire.drop_answer)
+    pair.line.next("blocks/announce", trouble.drop_answer)
     pair.a.liaison.round()
-    pair.wire.always = wire.drop_request
+    pair.line.always = trouble.drop_request
     pair.clock.now += 400
     second = pair.deposit(owner="kme-2", keys=16)
     pair.clock.now += 300
     pair.rounds(2)
-    pair.wire.heal()
+    pair.line.heal()
     pair.rounds(3)
     assert [pair.a.owned()[f"{LINK}/{name}"][2] for name in (first, second)] == ["retired", "ready"]
     assert sum(pair.refused("b1", "a1") is not None for _ in range(8)) <= 1

@@ -9,26 +9,26 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.peering import wire
+from tests.peering import line as trouble
+from tests.peering.line import Fault
 from tests.peering.pair import LINK, Pair
-from tests.peering.wire import Fault
 
 FAULTS: list[Fault] = [
-    wire.drop_request,
-    wire.drop_answer,
-    wire.delay,
-    wire.reorder,
-    wire.duplicate,
-    wire.twice_and_late,
-    wire.truncate_request,
-    wire.truncate_answer,
-    wire.cut,
-    wire.alter_request,
-    wire.alter_header,
-    wire.alter_answer,
-    wire.alter_status,
-    wire.other_answer,
-    wire.replay_all,
+    trouble.drop_request,
+    trouble.drop_answer,
+    trouble.delay,
+    trouble.reorder,
+    trouble.duplicate,
+    trouble.twice_and_late,
+    trouble.truncate_request,
+    trouble.truncate_answer,
+    trouble.cut,
+    trouble.alter_request,
+    trouble.alter_header,
+    trouble.alter_answer,
+    trouble.alter_status,
+    trouble.other_answer,
+    trouble.replay_all,
 ]
 
 
@@ -42,7 +42,7 @@ def assign(pair: Pair, time: int) -> None:
 
 def void(pair: Pair, time: int) -> None:
     """An offer whose answers are lost is withdrawn, and the peer is told so."""
-    pair.wire.next("keys/assign", wire.drop_answer, wire.drop_answer)
+    pair.line.next("keys/assign", trouble.drop_answer, trouble.drop_answer)
     assert pair.refused(*RELATIONS[time]) is not None
     pair.clock.now += 1
     pair.a.liaison.round()
@@ -61,7 +61,7 @@ def grant(pair: Pair, time: int) -> None:
     while pair.b.store.links.state(LINK).ready:
         pair.enc("b1", "a1")
     pair.rounds(2)
-    assert "blocks/grant" in pair.wire.calls()
+    assert "blocks/grant" in pair.line.calls()
 
 
 def hello(pair: Pair, time: int) -> None:
@@ -84,10 +84,10 @@ def test_a_message_that_meets_a_fault(pair: Pair, call: str, fault: Fault) -> No
     """Once, and then again and again until the network works."""
     pair.works()
     for time, messages in enumerate((1, 40)):
-        pair.wire.next(call, *[fault] * messages)
-        pair.wire.met = 0
+        pair.line.next(call, *[fault] * messages)
+        pair.line.met = 0
         CALLS[call](pair, time)
-        assert pair.wire.met >= 1
+        assert pair.line.met >= 1
         pair.heal()
         pair.works()
     pair.judge()

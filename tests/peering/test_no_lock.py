@@ -9,9 +9,9 @@ import threading
 import pytest
 
 from hsmkme.hsm import Token
-from tests.peering import wire
+from tests.peering import line as trouble
+from tests.peering.line import Line, Reply, Request
 from tests.peering.pair import LINK, End, Pair
-from tests.peering.wire import Reply, Request, Wire
 
 
 def check_nothing_is_held(end: End, token: Token, patience: float = 30) -> None:
@@ -35,15 +35,15 @@ def check_nothing_is_held(end: End, token: Token, patience: float = 30) -> None:
 def watched(pair: Pair, both: Token) -> dict[str, int]:
     """How often each call was watched, from both ends."""
     counts: dict[str, int] = {}
-    carry = Wire.carry
+    carry = Line.carry
 
-    def watch(line: Wire, request: Request) -> Reply:
+    def watch(way: Line, request: Request) -> Reply:
         for end in pair.ends:
             check_nothing_is_held(end, both)
         counts[request.call] = counts.get(request.call, 0) + 1
         return carry(line, request)
 
-    pair.wire.carry = watch.__get__(pair.wire)  # type: ignore[method-assign]
+    pair.line.carry = watch.__get__(pair.line)  # type: ignore[method-assign]
     return counts
 
 
@@ -53,7 +53,7 @@ def test_nothing_is_held_while_a_message_is_under_way(pair: Pair, watched: dict[
         pair.works()
         pair.rounds(1)  # keys are stocked ahead of need
     pair.exchange("a1", "b1", "a2", number=2)
-    pair.wire.next("keys/assign", wire.drop_answer, wire.drop_answer)
+    pair.line.next("keys/assign", trouble.drop_answer, trouble.drop_answer)
     assert pair.refused("a2", "b2") is not None
     for _ in range(16):
         pair.deposit(owner="kme-1", keys=64)

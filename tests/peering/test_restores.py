@@ -10,7 +10,7 @@ import pytest
 from hsmkme.liaison import HELLO_SECONDS
 from hsmkme.model import Entry
 from hsmkme.store.links import OPERATOR, PEER_RESTORED, RESTORED
-from tests.peering import wire
+from tests.peering import line as trouble
 from tests.peering.pair import LINK, End, Pair
 
 BOTH_WAYS = (("a1", "b1"), ("b1", "a1"), ("a2", "b2"), ("b2", "a2"))
@@ -58,10 +58,10 @@ def test_an_old_copy_is_noticed_and_reconciled_and_no_key_is_given_again(pair: P
 
 @pytest.mark.parametrize("lost", ["hello", "keys/query", "blocks/missing"])
 @pytest.mark.parametrize(
-    "fault", [wire.drop_request, wire.drop_answer, wire.delay, wire.duplicate], ids=lambda fault: fault.__name__
+    "fault", [trouble.drop_request, trouble.drop_answer, trouble.delay, trouble.duplicate], ids=lambda fault: fault.__name__
 )
 def test_an_old_copy_is_reconciled_over_a_network_that_loses_messages(
-    pair: Pair, end: End, lost: str, fault: wire.Fault
+    pair: Pair, end: End, lost: str, fault: trouble.Fault
 ) -> None:
     copy = end.backup()
     held_by_masters(pair)
@@ -69,7 +69,7 @@ def test_an_old_copy_is_reconciled_over_a_network_that_loses_messages(
     pair.rounds(2)
     held_by_masters(pair)
     end.restore(copy)
-    pair.wire.next(lost, *[fault] * 4)
+    pair.line.next(lost, *[fault] * 4)
     pair.rounds(8)
     assert "alarm.store-restored" in end.alarms
     well(pair)
@@ -81,12 +81,12 @@ def test_an_old_copy_is_noticed_however_long_the_peer_was_away(pair: Pair, end: 
     held_by_masters(pair, number=1)
     pair.rounds(2)
     end.restore(copy)
-    pair.wire.always = wire.drop_request
+    pair.line.always = trouble.drop_request
     for _ in range(60):
         end.liaison.round()
         end.store.log.append(Entry("refused.dec_keys", "sae:somebody"))
         pair.clock.now += 0.6
-    pair.wire.heal()
+    pair.line.heal()
     pair.rounds(3)
     assert "alarm.store-restored" in end.alarms
     well(pair)
@@ -97,7 +97,7 @@ def test_an_old_copy_is_noticed_when_the_answer_that_says_so_is_lost(pair: Pair,
     held_by_masters(pair, number=1)
     pair.rounds(2)
     end.restore(copy)
-    pair.wire.next("hello", *[wire.drop_answer] * 30)
+    pair.line.next("hello", *[trouble.drop_answer] * 30)
     for _ in range(30):
         end.liaison.round()
         pair.clock.now += 0.6
@@ -169,7 +169,7 @@ def test_a_copy_with_a_grant_that_was_never_sent_leaves_no_block_without_an_owne
         pair.deposit(owner="kme-1", keys=2)
     while pair.b.store.links.state(LINK).ready:
         pair.enc("b1", "a1")
-    pair.wire.next("blocks/grant", *[wire.drop_request] * 40)
+    pair.line.next("blocks/grant", *[trouble.drop_request] * 40)
     pair.rounds(2)
     assert pair.a.store.outbox.count(LINK) == 1
     copy = pair.a.backup()
@@ -227,7 +227,7 @@ MOMENTS: dict[str, Step] = {
 
 
 def _refused(pair: Pair) -> None:
-    pair.wire.next("keys/assign", *[wire.drop_answer] * 4)
+    pair.line.next("keys/assign", *[trouble.drop_answer] * 4)
     for relation in (("a1", "b2"), ("b2", "a1")):
         pair.refused(*relation)
     pair.clock.now += HELLO_SECONDS
@@ -248,10 +248,10 @@ def _crash(pair: Pair) -> None:
 
 def _partition(pair: Pair) -> None:
     held_by_masters(pair, 1)
-    pair.wire.always = wire.drop_answer
+    pair.line.always = trouble.drop_answer
     for relation in (("a1", "b1"), ("b1", "a1")):
         pair.refused(*relation)
-    pair.wire.heal()
+    pair.line.heal()
     pair.clock.now += 1
 
 

@@ -1,188 +1,114 @@
-"""What lies between two KMEs of one process: carries messages, and does to them what networks and attackers do."""
+"""HTTP/1.1 messages as the bytes they are: read whole from a stream, cut, altered."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+import re
+from dataclasses import dataclass, replace
+from typing import BinaryIO
 
-from hsmkme.errors import HsmkmeError, PeerRefused
+MOST = 16 * 1024 * 1024
+"""Longest message that is read, in bytes."""
 
-if TYPE_CHECKING:
-    from tests.peering.pair import End
+_LENGTH = re.compile(rb"(?im)^content-length:[ \t]*(\d+)[ \t]*\r$")
+_CHUNKED = re.compile(rb"(?im)^transfer-encoding:.*chunked[ \t]*\r$")
+_CLOSE = re.compile(rb"(?im)^connection:[ \t]*close[ \t]*\r$")
 
 
-@dataclass(frozen=True)
-class Request:
-    """A message on its way; ``sender`` is whose certificate it comes with."""
+class Ended(Exception):
+    """The stream ended before a message did."""
 
-    sender: str
-    to: str
-    call: str
-    headers: Mapping[str, str]
+
+@dataclass(frozen=True, slots=True)
+class Raw:
+    """One request or answer; ``head`` ends with the empty line."""
+
+    head: bytes
     body: bytes
 
+    @property
+    def line(self) -> list[str]:
+        """The three parts of the first line."""
+        return self.head.partition(b"\r\n")[0].decode("latin-1").split(" ", 2)
 
-@dataclass(frozen=True)
-class Reply:
-    """The answer."""
+    @property
+    def status(self) -> int:
+        """Of an answer."""
+        return int(self.line[1])
 
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
+    @property
+    def closes(self) -> bool:
+        """Whether its sender says that nothing follows."""
+        return _CLOSE.search(self.head) is not None
 
+    @property
+    def content(self) -> bytes:
+        """All of it."""
+        return self.head + self.body
 
-Deliver = Callable[[Request], Reply]
-Fault = Callable[["Wire", Request], Reply]
-"""What happens to one message; it may raise what a connection raises."""
+    def cut(self, keep: int, *, mend: bool) -> Raw:
+        """The first ``keep`` bytes of the body; ``mend``: Content-Length says so, otherwise it tells the old length."""
+        body = self.body[:keep]
+        head = _LENGTH.sub(b"Content-Length: %d\r" % len(body), self.head) if mend else self.head
+        return Raw(head, body)
 
-
-@dataclass
-class Wire:
-    """``faults`` are met by the messages of a call, one after the other; None lets one through."""
-
-    ends: dict[str, End] = field(default_factory=dict)
-    faults: dict[str, list[Fault | None]] = field(default_factory=dict)
-    always: Fault | None = None
-    seen: list[Request] = field(default_factory=list)
-    held: list[Request] = field(default_factory=list)
-    after_next: list[Request] = field(default_factory=list)
-    met: int = 0
-
-    def carry(self, request: Request) -> Reply:
-        self.seen.append(request)
-        waiting = self.faults.get(request.call, [])
-        fault = waiting.pop(0) if waiting else self.always
-        late, self.after_next = self.after_next, []
-        try:
-            if fault is None:
-                return self.deliver(request)
-            self.met += 1
-            return fault(self, request)
-        finally:
-            for one in late:
-                self.deliver(one)
-
-    def deliver(self, request: Request) -> Reply:
-        """What the listener for peers makes of it (`api/peer.py`)."""
-        peering = self.ends[request.to].peering
-        try:
-            said = peering.answer(request.sender, request.call, request.headers, request.body)
-        except PeerRefused as refusal:
-            return Reply(400, {}, json.dumps({"message": str(refusal)}).encode())
-        except HsmkmeError:
-            return Reply(503, {}, b"{}")
-        return Reply(said.status, said.headers, said.body)
-
-    def next(self, call: str, *faults: Fault | None) -> None:
-        """The next messages of ``call`` meet these."""
-        self.faults[call] = list(faults)
-
-    def calls(self) -> list[str]:
-        return [request.call for request in self.seen]
-
-    def heal(self) -> None:
-        """No more faults; what was held back arrives now."""
-        self.faults, self.always = {}, None
-        late, self.held = [*self.after_next, *self.held], []
-        self.after_next = []
-        for request in late:
-            self.deliver(request)
-
-    def replay(self) -> list[Reply]:
-        """Everything that was ever sent comes again."""
-        return [self.deliver(request) for request in list(self.seen)]
+    def altered(self, at: int | None = None, header: str | None = None) -> Raw:
+        """One bit of one byte changed: byte ``at`` (default: the middle) of the body, or of the value of ``header``."""
+        if header is None:
+            return replace(self, body=_flipped(self.body, at))
+        found = re.search(rb"(?im)^" + re.escape(header.encode()) + rb":[ \t]*([^\r]+)", self.head)
+        assert found is not None, f"no {header} in what was sent"
+        return replace(self, head=self.head[: found.start(1)] + _flipped(found[1], at) + self.head[found.end(1) :])
 
 
-# Faults -----------------------------------------------------------------------------------------------------
+def read(stream: BinaryIO) -> Raw:
+    """The next message of a stream; raises `Ended` if it ends first."""
+    head = _through(stream, b"\r\n\r\n")
+    if _CHUNKED.search(head):
+        return Raw(head, _chunks(stream))
+    length = _LENGTH.search(head)
+    return Raw(head, _exactly(stream, int(length[1])) if length else b"")
 
 
-def drop_request(wire: Wire, request: Request) -> Reply:
-    raise ConnectionRefusedError("nobody is there")
+def plain(status: int, body: bytes, content_type: str = "application/json") -> Raw:
+    """An answer of our own making."""
+    head = f"HTTP/1.1 {status} Said\r\nContent-Type: {content_type}\r\nContent-Length: {len(body)}\r\n\r\n"
+    return Raw(head.encode(), body)
 
 
-def drop_answer(wire: Wire, request: Request) -> Reply:
-    wire.deliver(request)
-    raise TimeoutError("no answer")
+def _flipped(content: bytes, at: int | None) -> bytes:
+    assert content, "there is nothing to alter"
+    place = len(content) // 2 if at is None else at % len(content)
+    return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
 
 
-def delay(wire: Wire, request: Request) -> Reply:
-    """It arrives when its sender does not wait any more: when the wire is healed."""
-    wire.held.append(request)
-    raise TimeoutError("no answer yet")
+def _through(stream: BinaryIO, end: bytes) -> bytes:
+    content = b""
+    while not content.endswith(end):
+        line = stream.readline(MOST)
+        if not line.endswith(b"\n") or len(content) > MOST:
+            raise Ended
+        content += line
+    return content
 
 
-def reorder(wire: Wire, request: Request) -> Reply:
-    """It arrives after the message that comes next, from whichever end."""
-    wire.after_next.append(request)
-    raise TimeoutError("no answer yet")
+def _exactly(stream: BinaryIO, length: int) -> bytes:
+    assert length <= MOST
+    content = stream.read(length)
+    if len(content) < length:
+        raise Ended
+    return content
 
 
-def duplicate(wire: Wire, request: Request) -> Reply:
-    first, second = wire.deliver(request), wire.deliver(request)
-    assert first == second or request.call == "keys/query"
-    return second
-
-
-def twice_and_late(wire: Wire, request: Request) -> Reply:
-    """It is answered, and comes a second time later."""
-    wire.held.append(request)
-    return wire.deliver(request)
-
-
-def truncate_request(wire: Wire, request: Request) -> Reply:
-    return wire.deliver(replace(request, body=request.body[: len(request.body) // 2]))
-
-
-def truncate_answer(wire: Wire, request: Request) -> Reply:
-    reply = wire.deliver(request)
-    return replace(reply, body=reply.body[: len(reply.body) // 2])
-
-
-def cut(wire: Wire, request: Request) -> Reply:
-    """The connection is reset while the answer comes."""
-    wire.deliver(request)
-    raise ConnectionResetError("reset by peer")
-
-
-def alter_request(wire: Wire, request: Request) -> Reply:
-    return wire.deliver(replace(request, body=_flipped(request.body)))
-
-
-def alter_header(wire: Wire, request: Request) -> Reply:
-    headers = {**request.headers, "KME-Seq": str(int(request.headers["KME-Seq"]) + 1)}
-    return wire.deliver(replace(request, headers=headers))
-
-
-def alter_answer(wire: Wire, request: Request) -> Reply:
-    reply = wire.deliver(request)
-    return replace(reply, body=_flipped(reply.body))
-
-
-def alter_status(wire: Wire, request: Request) -> Reply:
-    return replace(wire.deliver(request), status=503)
-
-
-def other_answer(wire: Wire, request: Request) -> Reply:
-    """The signed answer to an earlier message of this call comes in place of its own."""
-    earlier = [one for one in wire.seen[:-1] if (one.call, one.sender) == (request.call, request.sender)]
-    wire.deliver(request)
-    if not earlier:
-        raise TimeoutError("no answer")
-    return wire.deliver(earlier[-1])
-
-
-def replay_all(wire: Wire, request: Request) -> Reply:
-    """It is answered, and so is, before and after, everything that was ever sent."""
-    wire.replay()
-    reply = wire.deliver(request)
-    wire.replay()
-    return reply
-
-
-def _flipped(body: bytes) -> bytes:
-    middle = len(body) // 2
-    return body[:middle] + bytes([body[middle] ^ 1]) + body[middle + 1 :]
-
-
+def _chunks(stream: BinaryIO) -> bytes:
+    content = b""
+    while True:
+        size = _through(stream, b"\r\n")
+        length = int(size.split(b";")[0], 16)
+        content += size + _exactly(stream, length + 2 if length else 0)
+        if length == 0:
+            trailer = _through(stream, b"\r\n")
+            content += trailer
+            while trailer != b"\r\n":
+                trailer = _through(stream, b"\r\n")
+                content += trailer
+            return content

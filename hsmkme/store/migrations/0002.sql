@@ -48,6 +48,14 @@ CREATE TABLE outbox (
 ) STRICT;
 CREATE INDEX outbox_of_link ON outbox(link_id, outbox_pk);
 
+-- Which store this is; a copy of it has the same id. The token remembers how far it had come.
+CREATE TABLE lineage (
+    one        INTEGER PRIMARY KEY CHECK (one = 1),
+    store_id   BLOB NOT NULL CHECK (length(store_id) = 16),
+    generation INTEGER NOT NULL DEFAULT 0
+) STRICT;
+INSERT INTO lineage (one, store_id) VALUES (1, randomblob(16));
+
 -- Segments of the peer's blocks that it assigned: none is ever accepted for a second key.
 CREATE TABLE assigned_segment (
     block_pk INTEGER NOT NULL REFERENCES block,

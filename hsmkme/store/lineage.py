@@ -1,0 +1,51 @@
+"""Which store this is, and what happens when it turns out to be an old copy of itself."""
+
+from __future__ import annotations
+
+from hsmkme.model import Entry, Lineage
+from hsmkme.store.database import Database, Transaction, head_of
+from hsmkme.store.links import RESTORED, freeze
+from hsmkme.store.rows import erase
+
+
+class Lineages:
+    """The identity of the store."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def now(self) -> Lineage:
+        """Which store this is, how often it was found to be an old copy, and how many rows its log has."""
+        with self._database.read() as connection:
+            store_id, generation = connection.execute("SELECT store_id, generation FROM lineage").fetchone()
+            return Lineage(bytes(store_id), generation, head_of(connection)[0])
+
+    def give_up(self, remembered: Lineage, entry: Entry) -> bool:
+        """This store is an older copy of the one that is ``remembered``: no key is delivered that may have been.
+
+        Keys of local links that were not claimed are given up, for nobody else knows which of them were; links to
+        peers wait for a reconciliation. Writes, in one commit: cursors, zeros over segments, link states, the new
+        generation, audit row. False if another process did it.
+        """
+        with self._database.write() as transaction:
+            (generation,) = transaction.execute("SELECT generation FROM lineage").fetchone()
+            if generation > remembered.generation:
+                return False
+            transaction.execute("UPDATE lineage SET generation = ?", (remembered.generation + 1,))
+            lost = _exhaust_local_blocks(transaction)
+            facts = {"log_rows_lost": remembered.log_rows - head_of(transaction.connection)[0], "keys_void": lost}
+            transaction.append(entry.knowing(**facts))
+            for (link_id,) in transaction.execute("SELECT link_id FROM far_end").fetchall():
+                freeze(transaction, link_id, RESTORED, Entry("link.freeze", entry.actor))
+            return True
+
+
+def _exhaust_local_blocks(transaction: Transaction) -> int:
+    """Move the cursors of local blocks to their ends and erase what they pass over; returns how many keys."""
+    blocks = transaction.execute(
+        "SELECT block_pk, next_index, key_count FROM block WHERE state = 'ready' AND tag IS NULL"
+    ).fetchall()
+    statement = "UPDATE block SET next_index = key_count, state = 'exhausted' WHERE block_pk = ?"
+    transaction.executemany(statement, [(block_pk,) for block_pk, _, _ in blocks])
+    erase(transaction, [(pk, cursor, count - cursor) for pk, cursor, count in blocks])
+    return sum(count - cursor for _, cursor, count in blocks)
