@@ -12,7 +12,7 @@ from hsmkme.states import BlockState, KeyState
 from hsmkme.store.database import Transaction
 from hsmkme.store.outbox import OPEN
 from hsmkme.store.rows import KeyRow, rows_of
-from hsmkme.store.veins import relation_id
+from hsmkme.store.veins import relation_id, segments_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +63,9 @@ def _accepted(transaction: Transaction, link_id: str, assign: Assign, due: int, 
             size=assign.size,
             key_IDs=[str(key.key_id) for key in assign.keys],
             blocks=sorted({f"{link_id}/{place.block_id}" for key in assign.keys for place in key.parts}),
+            segments=segments_of(
+                (f"{link_id}/{place.block_id}", place.first, place.count) for key in assign.keys for place in key.parts
+            ),
         )
     )
     return "assigned"

@@ -17,6 +17,7 @@ from hsmkme.model import Demand, Entry, Part, Relation, Retry, SealedKey, segmen
 from hsmkme.states import KeyState
 from hsmkme.store.answers import remember
 from hsmkme.store.database import Database, Transaction
+from hsmkme.store.inbox import revoke
 from hsmkme.store.outbox import OPEN, Draft, numbered, require_open
 from hsmkme.store.rows import BARRED, KeyRow, blocks_of, rows_of, void_rows
 from hsmkme.store.veins import Vein, claim_entry, cut, key_rate, relation_id, take, veins_of
@@ -128,10 +129,20 @@ class Agreed:
                 transaction.append(entry.knowing(key_IDs=[str(key_id) for key_id in offer.key_ids]))
             return keys
 
-    def withdraw(self, offer: Offer, entry: Entry) -> None:
-        """Void the keys of an offer that the peer did not confirm; the peer is told until it acknowledges."""
+    def withdraw(self, offer: Offer, entry: Entry, *, blocks_too: bool = False) -> None:
+        """Void the keys of an offer that the peer did not confirm; the peer is told until it acknowledges.
+
+        Its relation is given nothing ahead of need for a while: that would be burnt too. ``blocks_too``: the peer
+        has ended a block of it, from which nothing can be agreed on any more, so they end here.
+        """
         with self._database.write() as transaction:
-            void_rows(transaction, rows_of(transaction.connection, offer.key_ids), entry)
+            rows = rows_of(transaction.connection, offer.key_ids)
+            for number, size in {(relation_id(transaction, row.relation), row.size) for row in rows}:
+                transaction.execute("DELETE FROM draw WHERE relation_id = ? AND size = ?", (number, size))
+            waiting = [row for row in rows if row.state == KeyState.ASSIGNING]
+            void_rows(transaction, rows, entry)
+            if blocks_too:  # an offer that was given up meanwhile may be void at the peer for that reason alone
+                _end_blocks(transaction, offer.draft.link_id, waiting, entry)
 
     def thirsty(self, peer: str, now: float) -> list[tuple[Relation, int]]:
         """Relations with slaves at ``peer`` that draw often and have few keys left ahead, and the size they draw."""
@@ -144,6 +155,14 @@ class Agreed:
                 (peer, int(now) - BUSY_SECONDS),
             ).fetchall()
         return [(Relation.unpacked(master, slaves), size) for master, slaves, size in rows]
+
+
+def _end_blocks(transaction: Transaction, link_id: str, rows: Sequence[KeyRow], entry: Entry) -> None:
+    names = [
+        transaction.execute("SELECT block_id FROM block WHERE block_pk = ?", (block_pk,)).fetchone()[0]
+        for block_pk in sorted({place[0] for row in rows for place in row.places})
+    ]
+    revoke(transaction, link_id, names, Entry("block.revoke", entry.actor, {"reason": "the peer has ended it"}))
 
 
 def _drawable(transaction: Transaction, demand: Demand) -> list[KeyRow]:
