@@ -16,7 +16,7 @@ from hsmkme.config import Config
 from hsmkme.errors import StoreError
 from hsmkme.messages.bodies import Standing
 from hsmkme.model import Entry, Link
-from hsmkme.store.agreed import AWAY_SECONDS
+from hsmkme.store.claims import AWAY_SECONDS
 from hsmkme.store.links import OPERATOR, PEER_RESTORED, RESTORED, STARTING
 from hsmkme.store.outbox import OPEN
 

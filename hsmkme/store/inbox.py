@@ -33,7 +33,7 @@ from hsmkme.messages.bodies import (
 )
 from hsmkme.model import Entry
 from hsmkme.states import BlockState, KeyState
-from hsmkme.store.accepting import accept
+from hsmkme.store.accepting import Insertion, accept, insert_assigned
 from hsmkme.store.database import Database, Transaction
 from hsmkme.store.links import (
     OPERATOR,
@@ -126,14 +126,16 @@ class Inbox:
                 transaction.append(entry.knowing(link=receipt.link_id, blocks=ready))
             return _keep(transaction, receipt, Announced.model_validate({"results": results}))
 
-    def assign(self, receipt: Receipt, assign: Assign, due: int, entry: Entry) -> bytes:
+    def assign(
+        self, receipt: Receipt, assign: Assign, due: int, entry: Entry, insert: Insertion = insert_assigned
+    ) -> bytes:
         """The peer gives keys to a relation: all of them are accepted or none.
 
-        ``due``: bits of the slaves that this KME serves. Writes, in one commit: rows of keys, segments that can
-        never be assigned again, counts of blocks, audit row.
+        ``due``: bits of the slaves that this KME serves. ``insert`` makes the rows. Writes, in one commit: rows of
+        keys, segments that can never be assigned again, counts of blocks, audit row.
         """
         with self._received(receipt) as transaction:
-            result = accept(transaction, receipt.link_id, assign, due, entry)
+            result = accept(transaction, receipt.link_id, assign, due, entry, insert)
             if result not in ("assigned", "already"):
                 alarm = result in ("conflict", "not_owner")
                 event = f"alarm.assign-{result.replace('_', '-')}" if alarm else "refused.assign"

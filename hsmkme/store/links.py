@@ -132,11 +132,17 @@ class Links:
             statement = "SELECT link_id FROM link WHERE peer = ? AND why <> '' ORDER BY link_id"
             return [link_id for (link_id,) in connection.execute(statement, (peer,))]
 
+    def peers(self) -> frozenset[str]:
+        """The KMEs to which links lead."""
+        with self._database.read() as connection:
+            return frozenset(peer for (peer,) in connection.execute("SELECT peer FROM link"))
+
     def block_size(self, link_id: str, key_bits: int) -> int:
-        """How many keys the latest block of a size has; 1 if there is none."""
+        """How many keys the latest block of a size that the peer has too has; 1 if there is none."""
         with self._database.read() as connection:
             row = connection.execute(
-                "SELECT key_count FROM block WHERE link_id = ? AND key_bits = ? ORDER BY block_pk DESC LIMIT 1",
+                "SELECT key_count FROM block WHERE link_id = ? AND key_bits = ? AND tag IS NOT NULL"
+                " ORDER BY block_pk DESC LIMIT 1",
                 (link_id, key_bits),
             ).fetchone()
         return int(row[0]) if row else 1
