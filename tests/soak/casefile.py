@@ -124,6 +124,8 @@ class Case:
             return Outcome("delivered")
         if home in key.void_at:
             return Outcome("void")
+        if any((segment.link, segment.block) in self.ended_blocks for segment in key.segments):
+            return Outcome("revoked")
         state = self.state(home, key)
         if state in LIVE:
             return Outcome("agreed")
