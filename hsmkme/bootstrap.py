@@ -78,11 +78,7 @@ class Parts:
     def liaison(self) -> Liaison:
         """Who looks after the links to peers."""
         peers, kme_id = self.peers(), self.config.kme_id
-
-        def elsewhere(relation: Relation) -> frozenset[str]:
-            saes = self.store.registry.saes(relation.slaves)
-            return frozenset(slave for slave in relation.slaves if slave not in saes or saes[slave].kme_id != kme_id)
-
+        elsewhere = partial(served_elsewhere, self.store, kme_id)
         agreement = self.agreement(peers)
         return Liaison(kme_id, self.config.links, self.store, peers, agreement, elsewhere, time.time)
 
@@ -114,13 +110,24 @@ def begin(config: Config, *, void: bool) -> None:
     ``void``: keys that were agreed with peers and not delivered end too, as a younger copy may have delivered them.
     """
     store = open_store(config)
+    begin_on(store, config, void=void)
+    store.close()
+
+
+def begin_on(store: Store, config: Config, *, void: bool) -> None:
+    """`begin`, on a store that is open."""
     store.registry.admit_links(config.links, Entry("link.admit", "config"))
     far = [link.link_id for link in config.links if link.peer != config.kme_id]
     store.links.begin(far, Entry("link.freeze", "start"))
     reason = Entry("key.void", "start", {"reason": "the service starts"})
     while far and void and store.keys.void_undelivered(reason):
         pass
-    store.close()
+
+
+def served_elsewhere(store: Store, kme_id: str, relation: Relation) -> frozenset[str]:
+    """The slaves of ``relation`` that ``kme_id``, which is this KME, does not serve."""
+    saes = store.registry.saes(relation.slaves)
+    return frozenset(slave for slave in relation.slaves if slave not in saes or saes[slave].kme_id != kme_id)
 
 
 def custody_of(token: Token, store: Store) -> Custody:

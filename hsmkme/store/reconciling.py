@@ -37,10 +37,10 @@ class Reconciling:
         self._database = database
 
     def live(self, link_id: str, after: str = "", limit: int = LIST) -> list[str]:
-        """Ids of live blocks of a link, in order, the first of them after ``after``."""
+        """Ids of live blocks of a link that both ends have, in order, the first of them after ``after``."""
         with self._database.read() as connection:
             rows = connection.execute(
-                "SELECT block_id FROM block WHERE link_id = ? AND block_id > ?"
+                "SELECT block_id FROM block WHERE link_id = ? AND block_id > ? AND tag IS NOT NULL"
                 " AND state IN ('deposited', 'ready', 'frozen', 'exhausted') ORDER BY block_id LIMIT ?",
                 (link_id, after, limit),
             )
@@ -106,7 +106,7 @@ def _pk(connection: Any, link_id: str, block_id: str) -> int | None:
 
 
 def _keys_of(connection: Any, block_pks: Iterable[int]) -> dict[int, list[KeyRow]]:
-    """Every key that has a part in one of the blocks, whatever became of it. Reads all keys once."""
+    """Every key that has a part in one of the blocks, whatever became of it, pads too. Reads all keys once."""
     wanted: dict[int, list[KeyRow]] = {block_pk: [] for block_pk in block_pks}
     found = connection.execute(
         "SELECT DISTINCT key_id FROM key, json_each(parts) AS part"
@@ -127,7 +127,7 @@ def _reported(connection: Any, block_id: str, block_pk: int, keys: Sequence[KeyR
         (block_pk,),
     ).fetchone()
     used = key_count if state == BlockState.RETIRED else cursor if mine else max(highest or 0, cursor)
-    rows = [key for key in keys if key.state != KeyState.VOID]
+    rows = [key for key in keys if key.state != KeyState.VOID and not _is_pad(connection, key)]
     return BlockReport(
         block_id=block_id,
         tag=tag.hex(),
@@ -137,6 +137,11 @@ def _reported(connection: Any, block_id: str, block_pk: int, keys: Sequence[KeyR
         used=used,
         keys=_key_reports(connection, rows),
     )
+
+
+def _is_pad(connection: Any, row: KeyRow) -> bool:
+    """Whether a key masks another: the other end has no use for it, and sees its segments as used."""
+    return connection.execute("SELECT 1 FROM pad WHERE pad_id = ?", (row.key_id.bytes,)).fetchone() is not None
 
 
 def _key_reports(connection: Any, rows: Sequence[KeyRow], link_id: str | None = None) -> list[KeyReport]:

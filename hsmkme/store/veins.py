@@ -71,11 +71,14 @@ def enough(transaction: Transaction, demand: Demand) -> Iterator[Vein]:
 
 
 def key_rate(transaction: Transaction, demand: Demand) -> float:
-    """Keys of the size wanted per second that links to the peer received lately; 0.0 when nothing can be said."""
+    """Keys of the size wanted per second that links to the peer received lately; 0.0 when nothing can be said.
+
+    What was carried here (the peer's, without a tag) came from no device.
+    """
     count, first, keys = transaction.execute(
         "SELECT count(*), min(deposited_at), sum(key_count * 1.0 / ((:size + key_bits - 1) / key_bits))"
         " FROM (SELECT deposited_at, key_count, key_bits FROM block JOIN link USING (link_id)"
-        " WHERE peer = :peer ORDER BY block_pk DESC LIMIT :window)",
+        " WHERE peer = :peer AND (mine = 1 OR tag IS NOT NULL) ORDER BY block_pk DESC LIMIT :window)",
         {"size": demand.size, "peer": demand.peer, "window": _RATE_WINDOW},
     ).fetchone()
     return float(keys / max(transaction.now() - first, 1)) if count > 1 else 0.0
