@@ -115,6 +115,7 @@ def _forgotten(case: Case) -> Key:
     key = _delivered(case)
     key.deliveries.clear()
     key.void_at.clear()
+    key.presumed_at.clear()
     key.claims = [replace(row, lost=False) for row in key.claims]
     key.assigns = [replace(row, lost=False) for row in key.assigns]
     return key

@@ -28,7 +28,7 @@ NAMED = 40
 
 MEANING = {
     "delivered": "went to their master",
-    "burnt": "count as delivered, and the answer to their master was lost",
+    "burnt": "count as delivered, and no master has them",
     "void": "will never be delivered",
     "agreed": "wait at both ends to be drawn",
     "left": "are in the pool",
