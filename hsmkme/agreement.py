@@ -126,13 +126,9 @@ class Agreement:
             raise
         if result in ("assigned", "already"):
             return
-<<<<<<< HEAD
         self._custody.withdraw(offer, f"the peer answers {result}", "kme", blocks_too=result == "void")
-=======
-        self._custody.withdraw(offer, f"the peer answers {result}", "kme")
         if result in ("conflict", "not_owner"):
             self._custody.alarm_of_peer(offer.draft.link_id, f"the peer answers {result} to an assign")
->>>>>>> main
         if result == "frozen":
             raise LinkFrozen(f"link {offer.draft.link_id} is frozen at the peer")
         raise PeerRefused(f"the peer does not accept the keys: {result}", alarm=result in ("conflict", "not_owner"))
