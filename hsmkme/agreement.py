@@ -1,7 +1,9 @@
-"""Keys whose slaves are served by a peer: none reaches a master before the peer has durably accepted it.
+"""Keys whose slaves are served by peers: none reaches a master before every such peer has durably accepted it.
 
-Agreed ahead of need where a relation draws often; else the request waits for the peer. No lock is held and no
-transaction is open while a message is under way.
+Agreed ahead of need where a relation draws often; else the request waits for the peer. Where slaves are at several
+peers, the keys are of a link to one of them and are carried to each other one under one-time pads of a link to it:
+that hop rests on QKD key alone, and on the link key for who says it; these KMEs see the keys, as trusted nodes. No lock
+is held and no transaction is open while a message is under way.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ from hsmkme.store import Draft, NewIds, Offer
 log = logging.getLogger(__name__)
 
 AGREE_SECONDS: Final = 6.0
-"""How long a request waits for the peer; upkeep voids an offer only when it is older."""
+"""How long a request waits for a peer; further ones are asked in what is left of that time, and once in any case.
+Upkeep voids an offer only when it is older."""
 
 WAITING_MOST: Final = 4
 """How many requests of one process wait for one peer at a time."""
@@ -68,19 +71,20 @@ class Agreement:
         self._sleep = sleep
 
     def release(self, demand: Demand, actor: str, retry: Retry | None = None) -> list[OpenKey]:
-        """Keys for the master of ``demand``: agreed before, or agreed now.
+        """Keys for the master of ``demand``: agreed before, or, always where some must be carried, agreed now.
 
         Raises `PoolShort`, `LinkFrozen`, or another `PeerError`; then nothing was delivered.
         """
-        keys = self._custody.deliver(demand, actor, retry)
+        keys = None if demand.further else self._custody.deliver(demand, actor, retry)
         if keys is not None:
             return keys
         with self._turn(demand.peer):
-            return self._custody.deliver(demand, actor, retry) or self._agreed_now(demand, actor, retry)
+            keys = None if demand.further else self._custody.deliver(demand, actor, retry)
+            return keys or self._agreed_now(demand, actor, retry)
 
     def _agreed_now(self, demand: Demand, actor: str, retry: Retry | None) -> list[OpenKey]:
         offer = self._custody.offer(demand, self._new_ids, actor)
-        self._agree(offer)
+        self._agree(offer, self._custody.carry(offer))
         try:
             return self._custody.settle(offer, demand, actor, retry)
         except (KeyNotHeld, LinkFrozen) as error:
@@ -115,27 +119,33 @@ class Agreement:
         finally:
             places.release()
 
-    def _agree(self, offer: Offer) -> None:
-        """Return when the peer has accepted every key of ``offer``; else void them and raise why."""
+    def _agree(self, offer: Offer, carried: Sequence[Draft] = ()) -> None:
+        """Return when every peer has accepted every key of ``offer``; else void them and raise why."""
+        last_try = self._clock() + AGREE_SECONDS / 3
+        for draft in (offer.draft, *carried):
+            self._confirm(offer, draft, last_try)
+
+    def _confirm(self, offer: Offer, draft: Draft, last_try: float) -> None:
         try:
-            result = self._outcome(offer.draft)
+            result = self._outcome(draft, last_try)
         except PeerError as error:
             self._custody.withdraw(offer, type(error).__name__, "kme")
             if isinstance(error, PeerRefused) and error.alarm:
-                self._custody.alarm_of_peer(offer.draft.link_id, str(error))
+                self._custody.alarm_of_peer(draft.link_id, str(error))
             raise
         if result in ("assigned", "already"):
             return
-        self._custody.withdraw(offer, f"the peer answers {result}", "kme", blocks_too=result == "void")
+        ended = result == "void" and draft is offer.draft
+        self._custody.withdraw(offer, f"the peer answers {result}", "kme", blocks_too=ended)
         if result in ("conflict", "not_owner"):
-            self._custody.alarm_of_peer(offer.draft.link_id, f"the peer answers {result} to an assign")
+            self._custody.alarm_of_peer(draft.link_id, f"the peer answers {result} to {draft.call}")
         if result == "frozen":
-            raise LinkFrozen(f"link {offer.draft.link_id} is frozen at the peer")
+            raise LinkFrozen(f"link {draft.link_id} is frozen at the peer")
         raise PeerRefused(f"the peer does not accept the keys: {result}", alarm=result in ("conflict", "not_owner"))
 
-    def _outcome(self, draft: Draft) -> AssignResult:
+    def _outcome(self, draft: Draft, last_try: float) -> AssignResult:
         """What the peer says; asked again while there is time, the same message if nothing is known of the first."""
-        last_try, asked_twice = self._clock() + AGREE_SECONDS / 3, False
+        asked_twice = False
         while True:
             try:
                 result = parsed(Assigned, self._sender.send(draft)).result

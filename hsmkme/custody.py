@@ -15,10 +15,10 @@ from uuid import UUID
 from hsmkme.audit import export_digest, export_header, export_lines, seal_digest, signed_header, timestamp
 from hsmkme.errors import AuditBroken, OperatorFault, RecordFault, StoreError, TokenError
 from hsmkme.hsm.token import Token
-from hsmkme.messages.bodies import Body, KeyReport
+from hsmkme.messages.bodies import Body, Carry, KeyReport
 from hsmkme.model import BlockName, Clock, Demand, Entry, HeldKey, OpenKey, RawBlock, Retry, Seal, SealedKey
 from hsmkme.states import BlockState, EpochState
-from hsmkme.store import Draft, NewIds, Offer, Outcome, Store
+from hsmkme.store import Draft, NewIds, Offer, Outcome, Pads, Receipt, Store, carried_name
 
 log = logging.getLogger(__name__)
 
@@ -87,19 +87,52 @@ class Custody:
         return None if keys is None else self._open_or_burn(keys)
 
     def offer(self, demand: Demand, new_ids: NewIds, actor: str) -> Offer:
-        """Claim keys that the peer is to confirm.
+        """Claim keys that the peer is to confirm, and pads for them if there are further peers.
 
-        Durable writes: one commit with cursors, key rows, the number of the message and audit row. A crash after it
+        Durable writes: one commit with cursors, key rows, the number of the message and audit rows. A crash after it
         burns the keys: upkeep voids what was not confirmed in time.
         """
         self._token.prove_if_idle(self._epoch)
         return self._store.agreed.offer(demand, new_ids, Entry("key.claim", actor))
 
-    def settle(self, offer: Offer, demand: Demand, actor: str, retry: Retry | None = None) -> list[OpenKey]:
-        """Open keys of an offer that the peer confirmed.
+    def carry(self, offer: Offer) -> list[Draft]:
+        """Mask the keys of an offer by their pads: a message to each further KME that serves a slave.
 
-        Durable writes: one commit in which they are agreed and those wanted delivered, with audit row; then as for
-        `release`.
+        The keys and pads are in memory meanwhile, as at delivery. Durable writes: the number of each message; if keys
+        or pads do not open, one commit that withdraws the offer instead.
+        """
+        try:
+            return [self._carry(offer, pads) for pads in offer.pads]
+        except TokenError as error:
+            if isinstance(error, RecordFault):
+                self._quarantine(error, "kme")
+            self.withdraw(offer, type(error).__name__, "kme")
+            raise
+
+    def _carry(self, offer: Offer, pads: Pads) -> Draft:
+        carry = Carry(pads=pads.assign, masked=self._token.mask(offer.wanted, pads.pads))
+        return self._store.outbox.number(pads.link_id, "keys/carry", carry)
+
+    def take_over(self, receipt: Receipt, carry: Carry, due: int, entry: Entry) -> bytes:
+        """Accept keys that a peer carried here: unmasked and sealed in the token, then kept; gives the answer.
+
+        ``due``: bits of the slaves that this KME serves. Durable writes: one commit with block, segments, key rows,
+        erased pads and audit row. A crash before it leaves nothing: the peer says it again, or voids the keys.
+        """
+        pads, block = self._store.carried.pads(receipt.link_id, carry.pads), None
+        if pads is not None:
+            name = carried_name(receipt.link_id, receipt.txid)
+            try:
+                block = self._token.unmask(carry.masked, pads, name, self._epoch)
+            except RecordFault as fault:
+                self._quarantine(fault, entry.actor)  # and the answer is that these keys are void
+        return self._store.carried.accept(receipt, carry.pads, due, block, entry)
+
+    def settle(self, offer: Offer, demand: Demand, actor: str, retry: Retry | None = None) -> list[OpenKey]:
+        """Open keys of an offer that every peer confirmed.
+
+        Durable writes: one commit in which they are agreed and those wanted delivered, and their pads erased, with
+        audit rows; then as for `release`.
         """
         event = "key.deliver" if offer.wanted else "key.agree"
         return self._open_or_burn(self._store.agreed.settle(offer, demand, Entry(event, actor), retry))
@@ -107,7 +140,7 @@ class Custody:
     def withdraw(self, offer: Offer, reason: str, actor: str, *, blocks_too: bool = False) -> None:
         """Void an offer, and its blocks if the peer ended those.
 
-        Durable writes: one commit with key rows, blocks, the message to the peer and audit rows.
+        Durable writes: one commit with key rows, blocks, the message to each peer and audit rows.
         """
         self._store.agreed.withdraw(offer, Entry("key.void", actor, {"reason": reason}), blocks_too=blocks_too)
 

@@ -104,7 +104,7 @@ class Kme:
         policy.check_caller(caller, registered, self.kme_id)
         self._fair_use.admit(caller)
         policy.check_distinct(caller, slave)
-        peer = self._peer_of(caller, [slave], registered)
+        (peer,) = self._peers_of(caller, [slave], registered)
         stored = sum(vein.keys for vein in self._store.blocks.veins(peer, self.limits.key_size))
         if peer != self.kme_id:
             stored += self._store.agreed.count(Relation.of(caller, [slave]), self.limits.key_size)
@@ -119,10 +119,10 @@ class Kme:
         policy.check_request(request, self.limits)
         policy.check_additional(request, caller, slave, registered, self.limits)
         slaves = (slave, *request.additional_slaves)
-        peer = self._peer_of(caller, slaves, registered)
+        peer, *further = self._peers_of(caller, slaves, registered)
         elsewhere = frozenset(sae for sae in slaves if registered[sae].kme_id != self.kme_id)
         key_ids = self._new_ids(request.number)
-        demand = Demand(Relation.of(caller, slaves), peer, request.size, key_ids, elsewhere)
+        demand = Demand(Relation.of(caller, slaves), peer, request.size, key_ids, elsewhere, tuple(further))
         retry = self._retry(again, "enc_keys", slave, request)
         known = self._answered(retry, caller)
         if known is not None:
@@ -228,13 +228,13 @@ class Kme:
                 demand = replace(demand, key_ids=self._new_ids(len(demand.key_ids)))
         raise TokenUnavailable("several blocks in turn did not open", retry_after=RETRY_UNKNOWN_SECONDS)
 
-    def _peer_of(self, master: str, slaves: Sequence[str], registered: Mapping[str, Sae]) -> str:
-        """The one other KME that serves some of ``slaves``, or this one; each must be allowed for ``master``."""
+    def _peers_of(self, master: str, slaves: Sequence[str], registered: Mapping[str, Sae]) -> list[str]:
+        """The other KMEs that serve some of ``slaves``, or this one alone; each must be allowed for ``master``."""
         policy.check_pairs(slaves, registered, self._store.registry.allowed(master, slaves))
-        peers = {registered[slave].kme_id for slave in slaves} - {self.kme_id}
-        if len(peers) > 1:
-            raise BadRequest("the slave SAEs are served by several other KMEs", rule="SAE-MULTI-4")
-        return peers.pop() if peers else self.kme_id
+        peers = sorted({registered[slave].kme_id for slave in slaves} - {self.kme_id})
+        if len(slaves) > 1:
+            policy.check_linked(peers, self._store.links.peers())
+        return peers or [self.kme_id]
 
     def _source(self, peer: str) -> Release:
         """Where keys come from: this KME alone, or an agreement with a peer."""

@@ -164,7 +164,8 @@ def due_bits(relation: Relation, elsewhere: Collection[str]) -> int:
 class Demand:
     """A claim: ``len(key_ids)`` keys of ``size`` bits for ``relation`` from links to the KME ``peer``.
 
-    ``elsewhere`` are the slaves that the peer serves.
+    ``elsewhere`` are the slaves that other KMEs serve: the peer, and those ``further`` ones, to which the same keys
+    are carried.
     """
 
     relation: Relation
@@ -172,6 +173,7 @@ class Demand:
     size: int
     key_ids: tuple[UUID, ...]
     elsewhere: frozenset[str] = frozenset()
+    further: tuple[str, ...] = ()
 
     @property
     def due(self) -> int:

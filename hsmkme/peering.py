@@ -13,6 +13,7 @@ from hsmkme.errors import PeerRefused
 from hsmkme.messages.bodies import (
     Announce,
     Assign,
+    Carry,
     Grant,
     Hello,
     Missing,
@@ -69,6 +70,7 @@ class Peering:
             "blocks/grant": self._grant,
             "blocks/missing": self._missing,
             "keys/assign": self._assign,
+            "keys/carry": self._carry,
             "keys/void": self._void,
             "keys/query": self._query,
         }
@@ -152,10 +154,18 @@ class Peering:
 
     def _assign(self, receipt: Receipt, entry: Entry) -> bytes:
         assign = parsed(Assign, receipt.body)
+        return self._store.inbox.assign(receipt, assign, self._due(assign), entry)
+
+    def _carry(self, receipt: Receipt, entry: Entry) -> bytes:
+        carry = parsed(Carry, receipt.body)
+        return self._custody.take_over(receipt, carry, self._due(carry.pads), entry)
+
+    def _due(self, assign: Assign) -> int:
+        """The bits of the slaves that this KME serves."""
         relation = Relation.of(assign.master, assign.slaves)
         served = self._store.registry.saes(relation.slaves)
         elsewhere = {sae for sae in relation.slaves if sae not in served or served[sae].kme_id != self._kme_id}
-        return self._store.inbox.assign(receipt, assign, due_bits(relation, elsewhere), entry)
+        return due_bits(relation, elsewhere)
 
     def _void(self, receipt: Receipt, entry: Entry) -> bytes:
         return self._store.inbox.void(receipt, parsed(Void, receipt.body), entry)
@@ -178,6 +188,7 @@ _EVENTS: Final = {
     "blocks/grant": "block.take-over",
     "blocks/missing": "block.revoke",
     "keys/assign": "key.assign",
+    "keys/carry": "key.carry",
     "keys/void": "key.void",
     "keys/query": "link.query",
 }

@@ -77,7 +77,7 @@ def check_request(request: KeyRequest, limits: KeysSection) -> None:
 def check_additional(
     request: KeyRequest, master: str, slave: str, registered: Mapping[str, Sae], limits: KeysSection
 ) -> None:
-    """SAE-MULTI-1 … 4: additional slaves are few enough, distinct, known, and neither master nor slave."""
+    """SAE-MULTI-1 … 3: additional slaves are few enough, distinct, known, and neither master nor slave."""
     additional = request.additional_slaves
     if len(additional) > limits.max_sae_id_count:
         raise BadRequest(
@@ -90,6 +90,12 @@ def check_additional(
         )
     if any(sae_id not in registered for sae_id in additional):
         raise BadRequest("additional_slave_SAE_IDs names an unknown SAE", rule="SAE-MULTI-3")
+
+
+def check_linked(peers: Iterable[str], linked: Collection[str]) -> None:
+    """SAE-MULTI-4: a link leads to every other KME that serves a slave; nobody else can carry keys there."""
+    if any(peer not in linked for peer in peers):
+        raise BadRequest("a slave SAE is served by a KME to which no link leads", rule="SAE-MULTI-4")
 
 
 def check_entitled(caller: str, held: Iterable[HeldKey]) -> None:

@@ -9,12 +9,20 @@ from typing import Final
 import click
 
 from hsmkme import __version__
-from hsmkme.cli import audit, ceremony, demo, deposit, operate, registry, views
+from hsmkme.cli import audit, ceremony, demo, deposit, links, operate, peers, registry, views
 from hsmkme.cli.shared import CONFIG_OPTION, Settings
-from hsmkme.errors import AuditBroken, ConfigRefused, HsmkmeError, PoolFull, StoreUnavailable, TokenUnavailable
+from hsmkme.errors import (
+    AuditBroken,
+    ConfigRefused,
+    HsmkmeError,
+    PeerUnavailable,
+    PoolFull,
+    StoreUnavailable,
+    TokenUnavailable,
+)
 
 TRY_AGAIN: Final = 75
-_PASSING = (PoolFull, StoreUnavailable, TokenUnavailable)
+_PASSING = (PeerUnavailable, PoolFull, StoreUnavailable, TokenUnavailable)
 
 
 class _Group(click.Group):
@@ -52,7 +60,7 @@ def main(context: click.Context, config: str | None, verbose: bool) -> None:
 for command in (
     *(operate.check, operate.migrate, operate.serve, operate.serve_peers, operate.upkeep),
     *(deposit.deposit, deposit.simulate),
-    *(registry.sae, registry.pair, registry.link, views.key, views.relation),
+    *(registry.sae, registry.pair, links.link, peers.peer, views.key, views.relation),
     *(audit.audit, ceremony.ceremony, demo.demo),
 ):
     main.add_command(command)

@@ -55,6 +55,12 @@ def digest_input(block: RawBlock) -> bytes:
     return b"hsmkme/block-digest/1" + block.material.reveal()
 
 
+def carried_digest_input(block: RawBlock) -> bytes:
+    """The same of keys that no device gave: its name too, for the digests of single keys say nothing about a device."""
+    parts = (b"hsmkme/carried-digest/1", block.name.link_id.encode(), block.name.block_id.encode())
+    return b"".join(struct.pack(">I", len(part)) + part for part in (*parts, block.material.reveal()))
+
+
 def tag_input(block: RawBlock) -> bytes:
     """What the confirmation tag of a block covers: its names, its form and its bytes, each with its length."""
     parts = (_TAG_DOMAIN, block.name.link_id.encode(), block.name.block_id.encode())

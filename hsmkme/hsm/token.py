@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import pkcs11
@@ -19,7 +20,7 @@ from pkcs11.mechanisms import Mechanism
 from pkcs11.util.ec import encode_ec_public_key
 
 from hsmkme.errors import RecordFault, TokenUnavailable
-from hsmkme.hsm import sealing, templates
+from hsmkme.hsm import masking, sealing, templates
 from hsmkme.hsm.anchor import Anchor, anchored
 from hsmkme.hsm.faults import Fault, fault_of
 from hsmkme.hsm.objects import AUDIT_LABEL, DIGEST_LABEL, check_value, find_object, link_label, master_label
@@ -79,9 +80,35 @@ class Token:
         """
         return self._runner.run("opening keys", lambda lane: [self._open(lane, key) for key in keys])
 
+    def mask(self, keys: Sequence[SealedKey], pads: Sequence[SealedKey]) -> list[bytes]:
+        """Each key XOR its pad, which must be as long and mask nothing else, ever: nobody learns anything without it.
+
+        Raises `RecordFault` for the first of both that does not open.
+        """
+
+        def mask(lane: Lane) -> list[bytes]:
+            opened = ((self._open(lane, key), self._open(lane, pad)) for key, pad in zip(keys, pads, strict=True))
+            return [masking.masked(key.material.reveal(), pad.material) for key, pad in opened]
+
+        return self._runner.run("masking keys", mask)
+
+    def unmask(self, values: Sequence[bytes], pads: Sequence[SealedKey], name: BlockName, epoch: int) -> SealedBlock:
+        """What `mask` made elsewhere, sealed as a block of this end's own, of which no key leaves unsealed.
+
+        Raises `RecordFault` for the first pad that does not open.
+        """
+
+        def unmask(lane: Lane) -> SealedBlock:
+            opened = ((value, self._open(lane, pad).material) for value, pad in zip(values, pads, strict=True))
+            block = masking.block_of(name, [masking.masked(value, pad) for value, pad in opened])
+            digest = self._digest(lane, sealing.carried_digest_input(block))
+            return replace(self._seal(lane, block, epoch), digest=digest, mine=False)
+
+        return self._runner.run("unmasking keys", unmask)
+
     def digest(self, block: RawBlock) -> bytes:
         """A keyed tag of the block's bytes, 32 bytes: finds the same bytes again, says nothing of them to a thief."""
-        return self._runner.run("reading a digest", lambda lane: self._digest(lane, block))
+        return self._runner.run("reading a digest", lambda lane: self._digest(lane, sealing.digest_input(block)))
 
     def confirmation_tag(self, block: RawBlock) -> bytes:
         """16 bytes by the key of the block's link: the other end makes the same of the same block, nobody else can."""
@@ -166,7 +193,8 @@ class Token:
             wrapped = bytes(master.wrap_key(block_key, mechanism=Mechanism.AES_KEY_WRAP))
         finally:
             block_key.destroy()
-        return sealing.sealed_block(block, epoch, wrapped, segments, self._digest(lane, block))
+        digest = self._digest(lane, sealing.digest_input(block))
+        return sealing.sealed_block(block, epoch, wrapped, segments, digest)
 
     def _encrypt_all(self, block_key: Any, block: RawBlock) -> bytes:
         bound = sealing.binding(block.name.link_id, block.name.block_id, block.key_bits)
@@ -180,9 +208,9 @@ class Token:
             for index in range(block.key_count)
         )
 
-    def _digest(self, lane: Lane, block: RawBlock) -> bytes:
+    def _digest(self, lane: Lane, covered: bytes) -> bytes:
         key = self._object(lane, DIGEST_LABEL, ObjectClass.SECRET_KEY, templates.DIGEST)
-        return _sized(bytes(key.sign(sealing.digest_input(block), mechanism=Mechanism.SHA256_HMAC)), DIGEST_BYTES)
+        return _sized(bytes(key.sign(covered, mechanism=Mechanism.SHA256_HMAC)), DIGEST_BYTES)
 
     def _open(self, lane: Lane, key: SealedKey) -> OpenKey:
         plain = b"".join(self._open_part(lane, part) for part in key.parts)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Literal, TypeVar
+from typing import Annotated, Final, Literal, Self, TypeVar
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from hsmkme.errors import PeerRefused
 
@@ -109,6 +109,22 @@ class Assigned(Body):
     """What became of an assign."""
 
     result: AssignResult
+
+
+class Carry(Body):
+    """Keys that are not of this link. ``pads`` tells, as an assign does, of each key and of the segments that are its
+    pad; ``masked``: key XOR pad, base64 on the wire, in the same order."""
+
+    model_config = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64")
+
+    pads: Assign
+    masked: list[bytes]
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if [len(value) * 8 for value in self.masked] != [self.pads.size] * len(self.pads.keys):
+            raise ValueError("masked has one value of the keys' size for each key")
+        return self
 
 
 class Void(Body):

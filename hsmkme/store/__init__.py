@@ -10,6 +10,7 @@ from hsmkme.store import schema
 from hsmkme.store.agreed import Agreed, NewIds, Offer
 from hsmkme.store.answers import Answer, Answers
 from hsmkme.store.blocks import Blocks, Outcome
+from hsmkme.store.carried import Carried, carried_name
 from hsmkme.store.database import Chain, Database, connect, spoken, turn
 from hsmkme.store.inbox import Inbox, Receipt
 from hsmkme.store.keys import Keys
@@ -17,6 +18,7 @@ from hsmkme.store.lineage import Lineages
 from hsmkme.store.links import Links, LinkState
 from hsmkme.store.log import Log
 from hsmkme.store.outbox import Draft, Outbox
+from hsmkme.store.pads import Pads
 from hsmkme.store.reconciling import Reconciling
 from hsmkme.store.registry import Registry
 from hsmkme.store.sharing import Sharing
@@ -28,6 +30,7 @@ __all__ = [
     "Answer",
     "Answers",
     "Blocks",
+    "Carried",
     "Chain",
     "Draft",
     "Inbox",
@@ -40,6 +43,7 @@ __all__ = [
     "Offer",
     "Outbox",
     "Outcome",
+    "Pads",
     "Receipt",
     "Reconciling",
     "Registry",
@@ -47,6 +51,7 @@ __all__ = [
     "Store",
     "Vein",
     "Views",
+    "carried_name",
 ]
 
 
@@ -61,6 +66,7 @@ class Store:
         self.lineage = Lineages(self._database)
         self.links = Links(self._database)
         self.inbox = Inbox(self._database)
+        self.carried = Carried(self._database, self.inbox)
         self.outbox = Outbox(self._database)
         self.sharing = Sharing(self._database)
         self.reconciling = Reconciling(self._database)

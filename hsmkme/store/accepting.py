@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from hsmkme.errors import PeerRefused
@@ -12,7 +14,13 @@ from hsmkme.states import BlockState, KeyState
 from hsmkme.store.database import Transaction
 from hsmkme.store.outbox import OPEN
 from hsmkme.store.rows import KeyRow, rows_of
-from hsmkme.store.veins import relation_id
+from hsmkme.store.veins import relation_id, segments_of
+
+Insertion = Callable[[Transaction, str, Relation, Assign, int], None]
+"""Makes the rows of keys that are accepted on a link for a relation; the number is the bits of slaves served here."""
+
+Places = list[tuple[int, int, int]]
+"""Where a key is, as its row keeps it: block, first segment, count."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +29,7 @@ class _Found:
 
     block_pk: int
     key_count: int
+    key_bits: int
     state: str
 
 
@@ -32,11 +41,13 @@ class NotAssignedError(PeerRefused):
         self.result: AssignResult = result
 
 
-def accept(transaction: Transaction, link_id: str, assign: Assign, due: int, entry: Entry) -> AssignResult:
+def accept(
+    transaction: Transaction, link_id: str, assign: Assign, due: int, entry: Entry, insert: Insertion
+) -> AssignResult:
     """Accept all the keys or none, and say which; ``due`` are the bits of the slaves that this KME serves."""
     transaction.execute("SAVEPOINT assign")
     try:
-        result = _accepted(transaction, link_id, assign, due, entry)
+        result = _accepted(transaction, link_id, assign, due, entry, insert)
     except NotAssignedError as refusal:
         transaction.execute("ROLLBACK TO assign")
         result = refusal.result
@@ -44,7 +55,9 @@ def accept(transaction: Transaction, link_id: str, assign: Assign, due: int, ent
     return result
 
 
-def _accepted(transaction: Transaction, link_id: str, assign: Assign, due: int, entry: Entry) -> AssignResult:
+def _accepted(
+    transaction: Transaction, link_id: str, assign: Assign, due: int, entry: Entry, insert: Insertion
+) -> AssignResult:
     (why,) = transaction.execute("SELECT why FROM link WHERE link_id = ?", (link_id,)).fetchone()
     if why != OPEN:
         raise NotAssignedError("frozen")
@@ -54,7 +67,7 @@ def _accepted(transaction: Transaction, link_id: str, assign: Assign, due: int, 
         return _known_before(known, relation, len(assign.keys))
     if due == 0 or relation.slaves != tuple(assign.slaves):
         raise NotAssignedError("conflict")
-    insert_assigned(transaction, link_id, relation, assign, due)
+    insert(transaction, link_id, relation, assign, due)
     transaction.append(
         entry.knowing(
             link=link_id,
@@ -63,6 +76,9 @@ def _accepted(transaction: Transaction, link_id: str, assign: Assign, due: int, 
             size=assign.size,
             key_IDs=[str(key.key_id) for key in assign.keys],
             blocks=sorted({f"{link_id}/{place.block_id}" for key in assign.keys for place in key.parts}),
+            segments=segments_of(
+                (f"{link_id}/{place.block_id}", place.first, place.count) for key in assign.keys for place in key.parts
+            ),
         )
     )
     return "assigned"
@@ -83,47 +99,63 @@ def insert_assigned(
 
     ``of_any_owner``: a reconciliation repeats what was agreed when the owners may have been others.
     """
+    places = taken(transaction, link_id, assign, of_any_owner=of_any_owner)
+    insert_keys(transaction, relation, assign, places, due)
+
+
+def taken(transaction: Transaction, link_id: str, assign: Assign, *, of_any_owner: bool = False) -> list[Places]:
+    """Take the segments of the keys, each for the first and only time; raises `NotAssignedError`."""
     epochs = {place.block_id: place.own_epoch for key in assign.keys for place in key.parts}
     blocks = {
         block_id: _block(transaction, link_id, block_id, None if of_any_owner else own_epoch)
         for block_id, own_epoch in epochs.items()
     }
-    number, now = relation_id(transaction, relation), transaction.now()
     used: Counter[int] = Counter()
-    for key in assign.keys:
-        places = _take_segments(transaction, key, blocks, used)
-        transaction.execute(
-            "INSERT INTO key (key_id, relation_id, state, size, parts, claimed_at, mine, due)"
-            " VALUES (?, ?, 'assigned', ?, ?, ?, 0, ?)",
-            (key.key_id.bytes, number, assign.size, places, now, due),
-        )
+    places = [_take_segments(transaction, key, assign.size, blocks, used) for key in assign.keys]
     for block_pk, count in used.items():
         transaction.execute(
             "UPDATE block SET next_index = next_index + :count, state = CASE WHEN state = 'ready'"
             " AND next_index + :count = key_count THEN 'exhausted' ELSE state END WHERE block_pk = :pk",
             {"count": count, "pk": block_pk},
         )
+    return places
+
+
+def insert_keys(
+    transaction: Transaction, relation: Relation, assign: Assign, places: Sequence[Places], due: int
+) -> None:
+    """Rows of keys that a peer gave to a relation."""
+    number, now = relation_id(transaction, relation), transaction.now()
+    transaction.executemany(
+        "INSERT INTO key (key_id, relation_id, state, size, parts, claimed_at, mine, due)"
+        " VALUES (?, ?, 'assigned', ?, ?, ?, 0, ?)",
+        [
+            (key.key_id.bytes, number, assign.size, json.dumps(where, separators=(",", ":")), now, due)
+            for key, where in zip(assign.keys, places, strict=True)
+        ],
+    )
 
 
 def _block(transaction: Transaction, link_id: str, block_id: str, own_epoch: int | None) -> _Found:
     row = transaction.execute(
-        "SELECT block_pk, key_count, state, mine, own_epoch FROM block WHERE link_id = ? AND block_id = ?",
+        "SELECT block_pk, key_count, key_bits, state, mine, own_epoch FROM block WHERE link_id = ? AND block_id = ?",
         (link_id, block_id),
     ).fetchone()
-    if row is None or (row[2] == BlockState.DEPOSITED and own_epoch is not None):
+    if row is None or (row[3] == BlockState.DEPOSITED and own_epoch is not None):
         raise NotAssignedError("unknown")
-    if row[2] not in (BlockState.DEPOSITED, BlockState.READY, BlockState.EXHAUSTED):
+    if row[3] not in (BlockState.DEPOSITED, BlockState.READY, BlockState.EXHAUSTED):
         raise NotAssignedError("void")
-    if own_epoch is not None and (row[3] or row[4] != own_epoch):
+    if own_epoch is not None and (row[4] or row[5] != own_epoch):
         raise NotAssignedError("not_owner")
-    return _Found(*row[:3])
+    return _Found(*row[:4])
 
 
 def _take_segments(
-    transaction: Transaction, key: AssignedKey, blocks: dict[str, _Found], used: Counter[int]
-) -> str:
-    """Take a key's segments, each for the first and only time; gives the places as the row keeps them."""
+    transaction: Transaction, key: AssignedKey, size: int, blocks: dict[str, _Found], used: Counter[int]
+) -> Places:
     places = []
+    if sum(place.count * blocks[place.block_id].key_bits for place in key.parts) < size:
+        raise NotAssignedError("conflict")
     for place in key.parts:
         block = blocks[place.block_id]
         if place.first + place.count > block.key_count:
@@ -135,5 +167,5 @@ def _take_segments(
         if taken.rowcount != place.count:
             raise NotAssignedError("conflict")
         used[block.block_pk] += place.count
-        places.append(f"[{block.block_pk},{place.first},{place.count}]")
-    return f"[{','.join(places)}]"
+        places.append((block.block_pk, place.first, place.count))
+    return places

@@ -1,26 +1,28 @@
 """Keys that two ends agree on before one is delivered: offered here, confirmed by the peer, then given out.
 
 The order of a claim: `offer` (durable, numbered), the message to the peer, `settle` or `withdraw`. A key that was
-offered once is never offered for another relation.
+offered once is never offered for another relation. Where slaves are at further KMEs too, the key is carried to them
+under one-time pads, which are claimed, used up or given up together with it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 from uuid import UUID
 
-from hsmkme.errors import KeyNotHeld, LinkFrozen, PeerUnavailable, PoolShort
-from hsmkme.messages.bodies import Assign, AssignedKey, Place
+from hsmkme.errors import KeyNotHeld, PoolShort
 from hsmkme.model import Demand, Entry, Part, Relation, Retry, SealedKey, segment_bytes
 from hsmkme.states import KeyState
 from hsmkme.store.answers import remember
+from hsmkme.store.claims import assign_of, claimed, vein_to
 from hsmkme.store.database import Database, Transaction
 from hsmkme.store.inbox import revoke
 from hsmkme.store.outbox import OPEN, Draft, numbered, require_open
+from hsmkme.store.pads import Pads, claim_pads, use_up
 from hsmkme.store.rows import BARRED, KeyRow, blocks_of, rows_of, void_rows
-from hsmkme.store.veins import Vein, claim_entry, cut, key_rate, relation_id, take, veins_of
+from hsmkme.store.veins import claim_entry, relation_id
 
 DEPTH_MOST: Final = 128
 """The most keys that a relation is given ahead of need."""
@@ -28,20 +30,21 @@ DEPTH_MOST: Final = 128
 BUSY_SECONDS: Final = 10
 """A relation that comes back within this time is given more ahead; one that stays away much longer, nothing."""
 
-AWAY_SECONDS: Final = 8
-"""A peer that was not heard of for so long is away: nothing is claimed that it would have to confirm."""
-
 NewIds = Callable[[int], tuple[UUID, ...]]
 """Makes so many new key_IDs."""
 
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """Keys that were claimed and that the peer has not confirmed: those wanted now, and those ahead of need."""
+    """Keys that were claimed and that the peer has not confirmed: those wanted now, and those ahead of need.
+
+    ``pads``: for each further KME, what those wanted are masked with.
+    """
 
     draft: Draft
     wanted: tuple[SealedKey, ...]
     ahead: tuple[UUID, ...]
+    pads: tuple[Pads, ...] = ()
 
     @property
     def key_ids(self) -> list[UUID]:
@@ -56,11 +59,13 @@ class Agreed:
         self._database = database
 
     def count(self, relation: Relation, size: int) -> int:
-        """How many keys are agreed for a relation and wait to be drawn."""
+        """How many keys are agreed for a relation and can be drawn now."""
         with self._database.read() as connection:
             (count,) = connection.execute(
                 "SELECT count(*) FROM key JOIN relation USING (relation_id)"
-                " WHERE master = ? AND slaves = ? AND size = ? AND state = 'assigned' AND mine = 1",
+                " WHERE master = ? AND slaves = ? AND size = ? AND key.state = 'assigned' AND key.mine = 1"
+                " AND NOT EXISTS (SELECT 1 FROM json_each(parts) AS part JOIN block ON block_pk = part.value ->> '$[0]'"
+                " JOIN link USING (link_id) WHERE why <> '' OR block.state IN ('frozen', 'revoked'))",
                 (relation.master, relation.packed, size),
             ).fetchone()
         return int(count)
@@ -80,40 +85,38 @@ class Agreed:
             return keys
 
     def offer(self, demand: Demand, new_ids: NewIds, entry: Entry) -> Offer:
-        """Claim keys for ``demand``, and more ahead of need if the relation draws often, from one link.
+        """Claim keys for ``demand``, and more ahead of need if the relation draws often, from one link; and a pad for
+        each of them from a link to every further KME.
 
-        Writes, in one commit: cursors of the blocks, a row for each key, the message's number, audit row.
-        Raises `PoolShort` or `LinkFrozen`; nothing was claimed then.
+        Writes, in one commit: cursors of the blocks, a row for each key and pad, the message's number, audit rows.
+        Raises `PoolShort`, `LinkFrozen` or `PeerUnavailable`; nothing was claimed then.
         """
         wanted = len(demand.key_ids)
         with self._database.write() as transaction:
             relation = relation_id(transaction, demand.relation)
-            vein = _vein(transaction, demand)
+            vein = vein_to(transaction, demand)
             ahead = new_ids(min(_depth(transaction, relation, demand), vein.keys - wanted))
             if not demand.key_ids and not ahead:
                 raise PoolShort(0, 0.0)
-            keys, places = _claimed(transaction, vein, demand, (*demand.key_ids, *ahead))
-            now = transaction.now()
-            transaction.executemany(
-                "INSERT INTO key (key_id, relation_id, state, size, parts, claimed_at, due)"
-                " VALUES (?, ?, 'assigning', ?, ?, ?, ?)",
-                [
-                    (key.key_id.bytes, relation, demand.size, place, now, demand.due)
-                    for key, place in zip(keys, places, strict=True)
-                ],
-            )
-            draft = numbered(transaction, vein.link_id, "keys/assign", _assign(transaction, demand, keys))
+            keys = claimed(transaction, vein, demand, (*demand.key_ids, *ahead))
+            draft = numbered(transaction, vein.link_id, "keys/assign", assign_of(transaction, demand, keys))
             transaction.append(claim_entry(entry, demand, keys))
-            return Offer(draft, tuple(keys[:wanted]), tuple(key.key_id for key in keys[wanted:]))
+            pads = [
+                claim_pads(transaction, replace(demand, peer=peer), new_ids(wanted), entry) for peer in demand.further
+            ]
+            return Offer(draft, tuple(keys[:wanted]), tuple(key.key_id for key in keys[wanted:]), tuple(pads))
 
     def settle(self, offer: Offer, demand: Demand, entry: Entry, retry: Retry | None = None) -> list[SealedKey]:
-        """The peer confirmed: the keys ahead wait, those wanted are delivered.
+        """Every peer confirmed: the keys ahead wait, those wanted are delivered.
 
-        Writes, in one commit: the keys' rows, the answer if there may be a ``retry``, audit row. Raises `KeyNotHeld`
-        if the offer was given up meanwhile: nothing is delivered then.
+        Writes, in one commit: the keys' rows, zeros over their pads, the answer if there may be a ``retry``, audit
+        rows. Raises `KeyNotHeld` if the offer was given up meanwhile, `LinkFrozen` if a link was frozen: nothing is
+        delivered then.
         """
         with self._database.write() as transaction:
             require_open(transaction, offer.draft.link_id)
+            for pads in offer.pads:
+                use_up(transaction, pads, entry.actor)
             moved = transaction.executemany(
                 "UPDATE key SET state = 'assigned' WHERE key_id = ? AND state = 'assigning'",
                 [(key_id.bytes,) for key_id in offer.key_ids],
@@ -128,16 +131,18 @@ class Agreed:
             return keys
 
     def withdraw(self, offer: Offer, entry: Entry, *, blocks_too: bool = False) -> None:
-        """Void the keys of an offer that the peer did not confirm; the peer is told until it acknowledges.
+        """Void the keys of an offer that a peer did not confirm, and their pads; every peer is told until it
+        acknowledges, as it may have accepted them.
 
         Its relation is given nothing ahead of need for a while: that would be burnt too. ``blocks_too``: the peer
         has ended a block of it, from which nothing can be agreed on any more, so they end here.
         """
         with self._database.write() as transaction:
-            rows = rows_of(transaction.connection, offer.key_ids)
+            doomed = [*offer.key_ids, *(pad_id for pads in offer.pads for pad_id in pads.pad_ids)]
+            rows = rows_of(transaction.connection, doomed)
             for number, size in {(relation_id(transaction, row.relation), row.size) for row in rows}:
                 transaction.execute("DELETE FROM draw WHERE relation_id = ? AND size = ?", (number, size))
-            waiting = [row for row in rows if row.state == KeyState.ASSIGNING]
+            waiting = [r for r in rows if r.state == KeyState.ASSIGNING and r.key_id in offer.key_ids]
             void_rows(transaction, rows, entry)
             if blocks_too:  # an offer that was given up meanwhile may be void at the peer for that reason alone
                 _end_blocks(transaction, offer.draft.link_id, waiting, entry)
@@ -207,61 +212,14 @@ def _delivered(
     transaction.append(claim_entry(entry, demand, keys))
 
 
-def _vein(transaction: Transaction, demand: Demand) -> Vein:
-    """The first vein that can give all keys: a message to the peer is of one link."""
-    veins = veins_of(transaction.connection, demand.peer, demand.size)
-    for vein in veins:
-        if vein.keys >= len(demand.key_ids):
-            _require_in_touch(transaction, vein.link_id)
-            return vein
-    frozen = transaction.execute("SELECT link_id, why FROM link WHERE peer = ?", (demand.peer,)).fetchall()
-    if frozen and all(why != OPEN for _, why in frozen):
-        raise LinkFrozen(f"every link to {demand.peer} is frozen: {dict(frozen)}")
-    raise PoolShort(max((vein.keys for vein in veins), default=0), key_rate(transaction, demand))
-
-
-def _require_in_touch(transaction: Transaction, link_id: str) -> None:
-    """Claim nothing that the peer cannot confirm: what is offered once and not accepted is burnt."""
-    row = transaction.execute("SELECT heard FROM far_end WHERE link_id = ?", (link_id,)).fetchone()
-    if row is None or row[0] < transaction.now() - AWAY_SECONDS:
-        raise PeerUnavailable(f"the peer of link {link_id} was not heard of lately", asked=False)
-
-
-def _claimed(
-    transaction: Transaction, vein: Vein, demand: Demand, key_ids: Sequence[UUID]
-) -> tuple[list[SealedKey], list[str]]:
-    keys, places = [], []
-    runs = take(transaction, vein, len(key_ids) * vein.per_key)
-    for key_id, (parts, place) in zip(key_ids, cut(runs, vein.per_key), strict=True):
-        keys.append(SealedKey(key_id, demand.size, parts))
-        places.append(place)
-    return keys, places
-
-
-def _assign(transaction: Transaction, demand: Demand, keys: Sequence[SealedKey]) -> Assign:
-    epochs: dict[str, int] = {}
-    for name in {part.block.name for key in keys for part in key.parts}:
-        (epochs[name.block_id],) = transaction.execute(
-            "SELECT own_epoch FROM block WHERE link_id = ? AND block_id = ?", (name.link_id, name.block_id)
-        ).fetchone()
-    return Assign(
-        master=demand.relation.master,
-        slaves=list(demand.relation.slaves),
-        size=demand.size,
-        keys=[AssignedKey(key_id=key.key_id, parts=[_place(part, epochs) for part in key.parts]) for key in keys],
-    )
-
-
-def _place(part: Part, epochs: dict[str, int]) -> Place:
-    block_id = part.block.name.block_id
-    return Place(block_id=block_id, first=part.first, count=part.count, own_epoch=epochs[block_id])
-
-
 def _depth(transaction: Transaction, relation: int, demand: Demand) -> int:
     """How many keys to agree on ahead of need: twice as many as before while the relation keeps coming back.
 
-    None while another request waits for an answer to an offer for the same relation.
+    None while another request waits for an answer to an offer for the same relation, and none that would have to be
+    carried.
     """
+    if demand.further:
+        return 0
     now = transaction.now()
     waits = transaction.execute(
         "SELECT 1 FROM key WHERE state = 'assigning' AND relation_id = ? AND claimed_at >= ? LIMIT 1",

@@ -33,15 +33,14 @@ from hsmkme.messages.bodies import (
 )
 from hsmkme.model import Entry
 from hsmkme.states import BlockState, KeyState
-from hsmkme.store.accepting import accept
+from hsmkme.store.accepting import Insertion, accept, insert_assigned
 from hsmkme.store.database import Database, Transaction
 from hsmkme.store.links import (
     OPERATOR,
     PEER_RESTORED,
     RESTORED,
-    STARTING,
-    LinkState,
     freeze,
+    is_behind,
     note_far_end,
     reopen,
     state_in,
@@ -79,14 +78,14 @@ class Inbox:
             return _answered(connection, receipt)
 
     def hello(self, receipt: Receipt, hello: Hello, entry: Entry) -> bytes:
-        """The peer says where it stands. One that starts, and has forgotten what is known of it here, is behind.
+        """The peer says where it stands. One whose link is frozen, and who forgot what is known of it here, is behind.
 
-        While it starts it sends nothing else, so nothing can have overtaken its hello. Writes, in one commit: what
-        is known of the peer, the link's state, audit row if that changes.
+        While its link is frozen it sends nothing else, so nothing can have overtaken its hello. Writes, in one
+        commit: what is known of the peer, the link's state, audit row if that changes.
         """
         with self._database.write(logged=False) as transaction:
             here = state_in(transaction, receipt.link_id)
-            verdict = "behind" if _is_behind(here, receipt.incarnation, hello) else "good"
+            verdict = "behind" if is_behind(here, receipt.incarnation, hello) else "good"
             if verdict == "behind":
                 alarm = Entry("alarm.peer-restored", entry.actor, entry.facts)
                 freeze(transaction, receipt.link_id, PEER_RESTORED, alarm, unless=(OPERATOR, RESTORED))
@@ -127,14 +126,16 @@ class Inbox:
                 transaction.append(entry.knowing(link=receipt.link_id, blocks=ready))
             return _keep(transaction, receipt, Announced.model_validate({"results": results}))
 
-    def assign(self, receipt: Receipt, assign: Assign, due: int, entry: Entry) -> bytes:
+    def assign(
+        self, receipt: Receipt, assign: Assign, due: int, entry: Entry, insert: Insertion = insert_assigned
+    ) -> bytes:
         """The peer gives keys to a relation: all of them are accepted or none.
 
-        ``due``: bits of the slaves that this KME serves. Writes, in one commit: rows of keys, segments that can
-        never be assigned again, counts of blocks, audit row.
+        ``due``: bits of the slaves that this KME serves. ``insert`` makes the rows. Writes, in one commit: rows of
+        keys, segments that can never be assigned again, counts of blocks, audit row.
         """
         with self._received(receipt) as transaction:
-            result = accept(transaction, receipt.link_id, assign, due, entry)
+            result = accept(transaction, receipt.link_id, assign, due, entry, insert)
             if result not in ("assigned", "already"):
                 alarm = result in ("conflict", "not_owner")
                 event = f"alarm.assign-{result.replace('_', '-')}" if alarm else "refused.assign"
@@ -181,15 +182,6 @@ def _require_open(transaction: Transaction, link_id: str) -> None:
         require_open(transaction, link_id)
     except LinkFrozen as frozen:
         raise PeerRefused(str(frozen), alarm=False) from None
-
-
-def _is_behind(here: LinkState, incarnation: str, hello: Hello) -> bool:
-    """Whether a peer that starts says less of itself than is known here, or is not the one that was known."""
-    if hello.reconciled:
-        return incarnation < here.far_incarnation
-    if not here.far_incarnation or hello.why not in (STARTING, RESTORED):
-        return False
-    return incarnation != here.far_incarnation or hello.sent < here.seen or hello.log_rows < here.far_log_rows
 
 
 def note_seen(transaction: Transaction, receipt: Receipt) -> None:

@@ -74,16 +74,19 @@ class Keys:
         with self._database.write() as transaction:
             return void_rows(transaction, rows_of(transaction.connection, key_ids), entry)
 
-    def void_undelivered(self, entry: Entry, limit: int = CHUNK) -> int:
-        """End up to ``limit`` keys that this end assigned and did not deliver; returns how many.
+    def void_undelivered(self, entry: Entry, limit: int = CHUNK, link_id: str | None = None) -> int:
+        """End up to ``limit`` keys that this end assigned and did not deliver, of one link if it is named.
 
-        For the start of the service: a younger copy of this store may have delivered them. So the peer is not told,
-        its slave may have such a key; and one that a slave may collect here counts as delivered. Writes, in one
-        commit: the keys' rows, zeros over segments of those that are void, audit rows.
+        For the start of the service, and before a reconciliation: a younger copy of this store may have delivered
+        them. So the peer is not told, its slave may have such a key; and one that a slave may collect here counts as
+        delivered. Returns how many. Writes, in one commit: the keys' rows, zeros over segments of those that are
+        void, audit rows.
         """
         with self._database.write() as transaction:
             found = transaction.execute(
-                "SELECT key_id FROM key WHERE state IN ('assigning', 'assigned') AND mine = 1 LIMIT ?", (limit,)
+                "SELECT key_id FROM key WHERE state IN ('assigning', 'assigned') AND mine = 1 AND (:link IS NULL OR"
+                " :link = (SELECT link_id FROM block WHERE block_pk = parts ->> '$[0][0]')) LIMIT :most",
+                {"link": link_id, "most": limit},
             ).fetchall()
             rows = rows_of(transaction.connection, [UUID(bytes=key_id) for (key_id,) in found])
             void_rows(transaction, [row for row in rows if row.due == 0], entry, tell=False)

@@ -19,7 +19,7 @@ from hsmkme.store.accepting import insert_assigned
 from hsmkme.store.database import Database, Transaction
 from hsmkme.store.inbox import make_ready, quarantine, revoke
 from hsmkme.store.rows import KeyRow, erase, rows_of
-from hsmkme.store.veins import relation_id
+from hsmkme.store.veins import relation_id, segments_of
 
 PAGE: Final = 16
 """Blocks in one question: a block may have hundreds of keys."""
@@ -37,10 +37,10 @@ class Reconciling:
         self._database = database
 
     def live(self, link_id: str, after: str = "", limit: int = LIST) -> list[str]:
-        """Ids of live blocks of a link, in order, the first of them after ``after``."""
+        """Ids of live blocks of a link that both ends have, in order, the first of them after ``after``."""
         with self._database.read() as connection:
             rows = connection.execute(
-                "SELECT block_id FROM block WHERE link_id = ? AND block_id > ?"
+                "SELECT block_id FROM block WHERE link_id = ? AND block_id > ? AND tag IS NOT NULL"
                 " AND state IN ('deposited', 'ready', 'frozen', 'exhausted') ORDER BY block_id LIMIT ?",
                 (link_id, after, limit),
             )
@@ -86,13 +86,16 @@ class Reconciling:
         known = {report.block_id: report for report in reports}
         with self._database.write() as transaction:
             learnt = [_applied(transaction, link_id, kme_id, report, entry) for report in known.values()]
-            pks = {_pk(transaction.connection, link_id, block_id) or 0: known[block_id].used for block_id in known}
+            pks = {_pk(transaction.connection, link_id, block_id) or 0: block_id for block_id in known}
+            given_up = []
             for block_pk, keys in _keys_of(transaction.connection, pks).items():
-                _skip(transaction, block_pk, pks[block_pk], keys)
+                name = f"{link_id}/{pks[block_pk]}"
+                gap = _skip(transaction, block_pk, known[pks[block_pk]].used, keys)
+                given_up += [(name, segment, 1) for segment in gap]
             lost = [block_id for block_id in asked if block_id not in known]
             _revoke_confirmed(transaction, link_id, lost, entry)
             facts = {"link": link_id, "blocks": len(known), "key_IDs": [str(k) for keys in learnt for k in keys]}
-            transaction.append(Entry("link.learn", entry.actor, facts))
+            transaction.append(Entry("link.learn", entry.actor, {**facts, "given_up": segments_of(given_up)}))
 
 
 def _pk(connection: Any, link_id: str, block_id: str) -> int | None:
@@ -103,7 +106,7 @@ def _pk(connection: Any, link_id: str, block_id: str) -> int | None:
 
 
 def _keys_of(connection: Any, block_pks: Iterable[int]) -> dict[int, list[KeyRow]]:
-    """Every key that has a part in one of the blocks, whatever became of it. Reads all keys once."""
+    """Every key that has a part in one of the blocks, whatever became of it, pads too. Reads all keys once."""
     wanted: dict[int, list[KeyRow]] = {block_pk: [] for block_pk in block_pks}
     found = connection.execute(
         "SELECT DISTINCT key_id FROM key, json_each(parts) AS part"
@@ -124,7 +127,7 @@ def _reported(connection: Any, block_id: str, block_pk: int, keys: Sequence[KeyR
         (block_pk,),
     ).fetchone()
     used = key_count if state == BlockState.RETIRED else cursor if mine else max(highest or 0, cursor)
-    rows = [key for key in keys if key.state != KeyState.VOID]
+    rows = [key for key in keys if key.state != KeyState.VOID and not _is_pad(connection, key)]
     return BlockReport(
         block_id=block_id,
         tag=tag.hex(),
@@ -134,6 +137,11 @@ def _reported(connection: Any, block_id: str, block_pk: int, keys: Sequence[KeyR
         used=used,
         keys=_key_reports(connection, rows),
     )
+
+
+def _is_pad(connection: Any, row: KeyRow) -> bool:
+    """Whether a key masks another: the other end has no use for it, and sees its segments as used."""
+    return connection.execute("SELECT 1 FROM pad WHERE pad_id = ?", (row.key_id.bytes,)).fetchone() is not None
 
 
 def _key_reports(connection: Any, rows: Sequence[KeyRow], link_id: str | None = None) -> list[KeyReport]:
@@ -232,8 +240,8 @@ def _remember(transaction: Transaction, link_id: str, kme_id: str, key: KeyRepor
     return True
 
 
-def _skip(transaction: Transaction, block_pk: int, used: int, keys: Sequence[KeyRow]) -> None:
-    """Give up the first ``used`` segments of a block; those that are of no key known here are erased."""
+def _skip(transaction: Transaction, block_pk: int, used: int, keys: Sequence[KeyRow]) -> list[int]:
+    """Give up the first ``used`` segments of a block; those that are of no key known here are erased, and returned."""
     mine, cursor, key_count, state = transaction.execute(
         "SELECT mine, next_index, key_count, state FROM block WHERE block_pk = ?", (block_pk,)
     ).fetchone()
@@ -254,3 +262,4 @@ def _skip(transaction: Transaction, block_pk: int, used: int, keys: Sequence[Key
     )
     if gap:
         erase(transaction, [(pk, segment, 1) for pk, segment in fresh])
+    return gap

@@ -103,18 +103,23 @@ def void_rows(transaction: Transaction, rows: Sequence[KeyRow], entry: Entry, *,
 
 
 def _tell(transaction: Transaction, rows: Sequence[KeyRow], reason: str) -> None:
-    """Leave messages to the peers that accepted these keys."""
+    """Leave messages to the peers that may have accepted these keys."""
     by_link: dict[str, list[UUID]] = defaultdict(list)
     for row in rows:
-        if not row.places:
-            continue
-        found = transaction.execute(
-            "SELECT link_id FROM block WHERE block_pk = ? AND tag IS NOT NULL", (row.places[0][0],)
-        ).fetchone()
-        if found is not None:
-            by_link[found[0]].append(row.key_id)
+        for link_id in _offered_on(transaction, row):
+            by_link[link_id].append(row.key_id)
     for link_id, key_ids in by_link.items():
         post_voids(transaction, link_id, key_ids, reason)
+
+
+def _offered_on(transaction: Transaction, row: KeyRow) -> list[str]:
+    """The links over which peers heard of a key: the one it is of, and those it was carried over. Of a pad, none."""
+    found = transaction.execute(
+        "SELECT link_id FROM block WHERE block_pk = :block AND tag IS NOT NULL"
+        " AND NOT EXISTS (SELECT 1 FROM pad WHERE pad_id = :key) UNION SELECT link_id FROM pad WHERE key_id = :key",
+        {"block": row.places[0][0] if row.places else None, "key": row.key_id.bytes},
+    )
+    return [link_id for (link_id,) in found]
 
 
 def erase(transaction: Transaction, places: Sequence[tuple[int, int, int]]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -71,11 +71,14 @@ def enough(transaction: Transaction, demand: Demand) -> Iterator[Vein]:
 
 
 def key_rate(transaction: Transaction, demand: Demand) -> float:
-    """Keys of the size wanted per second that links to the peer received lately; 0.0 when nothing can be said."""
+    """Keys of the size wanted per second that links to the peer received lately; 0.0 when nothing can be said.
+
+    What was carried here (the peer's, without a tag) came from no device.
+    """
     count, first, keys = transaction.execute(
         "SELECT count(*), min(deposited_at), sum(key_count * 1.0 / ((:size + key_bits - 1) / key_bits))"
         " FROM (SELECT deposited_at, key_count, key_bits FROM block JOIN link USING (link_id)"
-        " WHERE peer = :peer ORDER BY block_pk DESC LIMIT :window)",
+        " WHERE peer = :peer AND (mine = 1 OR tag IS NOT NULL) ORDER BY block_pk DESC LIMIT :window)",
         {"size": demand.size, "peer": demand.peer, "window": _RATE_WINDOW},
     ).fetchone()
     return float(keys / max(transaction.now() - first, 1)) if count > 1 else 0.0
@@ -143,5 +146,20 @@ def claim_entry(entry: Entry, demand: Demand, keys: Sequence[SealedKey]) -> Entr
         size=demand.size,
         key_IDs=[str(key.key_id) for key in keys],
         blocks=sorted(f"{seal.name.link_id}/{seal.name.block_id}" for seal in seals),
+        segments=segments_of(
+            (f"{part.block.name.link_id}/{part.block.name.block_id}", part.first, part.count)
+            for key in keys
+            for part in key.parts
+        ),
         epochs=sorted({seal.epoch for seal in seals}),
     )
+
+
+def segments_of(places: Iterable[tuple[str, int, int]]) -> list[tuple[str, int, int]]:
+    """What the log says of where keys are, one key after the other: block, first segment and count of each run."""
+    runs: list[tuple[str, int, int]] = []
+    for block, first, count in places:
+        if runs and runs[-1][0] == block and runs[-1][1] + runs[-1][2] == first:
+            block, first, count = block, runs[-1][1], runs.pop()[2] + count
+        runs.append((block, first, count))
+    return runs

@@ -1,0 +1,96 @@
+"""Keys that a peer carries here: masked by one-time pads of its link, kept as a block of this end's own.
+
+Such a block has a name that no device gives, no tag, and nothing to claim: the other end does not have it, and it is
+never compared, granted or reconciled. Its pads are taken like keys that are assigned, for good, and erased at once.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from functools import partial
+from typing import Final
+from uuid import UUID
+
+from hsmkme.messages.bodies import Assign, AssignedKey
+from hsmkme.model import BlockName, BlockSeal, Entry, Part, Relation, SealedBlock, SealedKey, segment_bytes
+from hsmkme.states import BlockState
+from hsmkme.store.accepting import NotAssignedError, insert_keys, taken
+from hsmkme.store.database import Database, Transaction
+from hsmkme.store.inbox import Inbox, Receipt
+from hsmkme.store.outbox import OPEN
+from hsmkme.store.rows import erase, rows_of
+
+_PART: Final = """
+SELECT epoch, key_bits, wrapped, coalesce(substr(sealed, :first * (key_bits / 8 + :tag) + 1,
+    :count * (key_bits / 8 + :tag)), x'') FROM block LEFT JOIN segments USING (block_pk)
+WHERE link_id = :link AND block_id = :block AND tag IS NOT NULL AND state IN ('ready', 'exhausted') AND mine = 0
+    AND own_epoch = :own_epoch AND :first + :count <= key_count AND NOT EXISTS (SELECT 1 FROM assigned_segment
+    WHERE assigned_segment.block_pk = block.block_pk AND segment >= :first AND segment < :first + :count)
+"""
+
+
+def carried_name(link_id: str, txid: UUID) -> BlockName:
+    """What the block is called that came in a message."""
+    return BlockName(link_id, f"carried/{txid}")
+
+
+class Carried:
+    """What comes masked over a link."""
+
+    def __init__(self, database: Database, inbox: Inbox) -> None:
+        self._database = database
+        self._inbox = inbox
+
+    def pads(self, link_id: str, assign: Assign) -> list[SealedKey] | None:
+        """The pads of a message, while nothing speaks against opening them; `accept` says what does. Reads only."""
+        with self._database.read() as connection:
+            is_open = connection.execute("SELECT 1 FROM link WHERE link_id = ? AND why = ?", (link_id, OPEN)).fetchone()
+            if is_open is None or rows_of(connection, [key.key_id for key in assign.keys]):
+                return None
+            pads = [_pad(connection, link_id, assign.size, key) for key in assign.keys]
+        return None if None in pads else [pad for pad in pads if pad is not None]
+
+    def accept(self, receipt: Receipt, assign: Assign, due: int, block: SealedBlock | None, entry: Entry) -> bytes:
+        """The peer gives keys to a relation, which came masked and are now sealed in ``block``: all of them or none.
+
+        Everything is checked anew, for the pads were opened before. Writes, in one commit: the block, its segments,
+        rows of keys, pads taken for good and zeros over them, audit row.
+        """
+        return self._inbox.assign(receipt, assign, due, entry, partial(_insert, block))
+
+
+def _pad(connection: sqlite3.Connection, link_id: str, size: int, key: AssignedKey) -> SealedKey | None:
+    parts = []
+    for place in key.parts:
+        where = {"link": link_id, "block": place.block_id, "own_epoch": place.own_epoch}
+        row = connection.execute(
+            _PART, {**where, "first": place.first, "count": place.count, "tag": segment_bytes(0)}
+        ).fetchone()
+        if row is None:
+            return None
+        epoch, key_bits, wrapped, sealed = row
+        seal = BlockSeal(BlockName(link_id, place.block_id), epoch, key_bits, wrapped)
+        parts.append(Part(seal, place.first, place.count, sealed))
+    long_enough = sum(part.count * part.block.key_bits for part in parts) >= size
+    return SealedKey(key.key_id, size, tuple(parts)) if long_enough else None
+
+
+def _insert(
+    block: SealedBlock | None, transaction: Transaction, link_id: str, relation: Relation, assign: Assign, due: int
+) -> None:
+    pads = taken(transaction, link_id, assign)
+    if block is None or block.key_count != len(assign.keys):
+        raise NotAssignedError("unknown")  # what spoke against opening the pads is over: the peer may ask again
+    erase(transaction, [place for places in pads for place in places])
+    name, seal = block.seal.name, block.seal
+    cursor = transaction.execute(
+        "INSERT INTO block (link_id, block_id, state, epoch, key_bits, key_count, next_index, live, wrapped, digest,"
+        " deposited_at, mine) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0)",
+        (
+            *(name.link_id, name.block_id, BlockState.EXHAUSTED.value, seal.epoch, seal.key_bits),
+            *(block.key_count, block.key_count, block.key_count, seal.wrapped, block.digest, transaction.now()),
+        ),
+    )
+    transaction.execute("INSERT INTO segments VALUES (?, ?)", (cursor.lastrowid, block.segments))
+    places = [[(int(cursor.lastrowid or 0), index, 1)] for index in range(block.key_count)]
+    insert_keys(transaction, relation, assign, places, due)
