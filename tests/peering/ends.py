@@ -95,7 +95,7 @@ class Wire:
 
 @dataclass
 class Ends:
-    """kme-1 and kme-3 in touch, and eight keys of 256 bits on each link that kme-1 may assign, if nothing else is said."""
+    """kme-1 and kme-3 in touch, and eight keys of 256 bits on each link that kme-1 may assign."""
 
     home: End
     away: End
