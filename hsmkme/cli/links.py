@@ -51,7 +51,7 @@ def link() -> None:
 @with_config
 @JSON_OPTION
 def link_list(config: str | None, as_json: bool) -> None:
-    """Every link and size of keys: how many this end may assign (ready), the peer (theirs), what the peer says it may."""
+    """Every link: how many keys this end may assign (ready), the peer (theirs), and what the peer says it may."""
     settings = load_config(config)
     links = bootstrap.open_store(settings).views.links()
     of_sizes = [(found, pool) for found in links for pool in found["pools"] or [dict.fromkeys(_POOL)]]
