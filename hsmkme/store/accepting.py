@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from uuid import UUID
 
 from hsmkme.errors import PeerRefused
 from hsmkme.messages.bodies import Assign, AssignedKey, AssignResult
@@ -90,6 +91,16 @@ def _known_before(known: list[KeyRow], relation: Relation, wanted: int) -> Assig
     if any(row.state == KeyState.VOID for row in known):
         raise NotAssignedError("void")
     return "already"
+
+
+def given(transaction: Transaction, link_id: str, key_ids: Sequence[UUID]) -> list[KeyRow]:
+    """Those of ``key_ids`` that the other end of this link gave: it has no say about those of another peer."""
+    statement = "SELECT 1 FROM block WHERE block_pk = ? AND link_id = ?"
+    return [
+        row
+        for row in rows_of(transaction.connection, key_ids)
+        if not row.mine and transaction.execute(statement, (row.places[0][0], link_id)).fetchone() is not None
+    ]
 
 
 def insert_assigned(

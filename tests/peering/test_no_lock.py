@@ -41,7 +41,7 @@ def watched(pair: Pair, both: Token) -> dict[str, int]:
         for end in pair.ends:
             check_nothing_is_held(end, both)
         counts[request.call] = counts.get(request.call, 0) + 1
-        return carry(line, request)
+        return carry(way, request)
 
     pair.line.carry = watch.__get__(pair.line)  # type: ignore[method-assign]
     return counts

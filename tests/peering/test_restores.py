@@ -13,6 +13,7 @@ from hsmkme.store.links import OPERATOR, PEER_RESTORED, RESTORED
 from tests.peering import line as trouble
 from tests.peering.pair import LINK, End, Pair
 
+FAULTS = (trouble.drop_request, trouble.drop_answer, trouble.delay, trouble.duplicate)
 BOTH_WAYS = (("a1", "b1"), ("b1", "a1"), ("a2", "b2"), ("b2", "a2"))
 
 
@@ -57,9 +58,7 @@ def test_an_old_copy_is_noticed_and_reconciled_and_no_key_is_given_again(pair: P
 
 
 @pytest.mark.parametrize("lost", ["hello", "keys/query", "blocks/missing"])
-@pytest.mark.parametrize(
-    "fault", [trouble.drop_request, trouble.drop_answer, trouble.delay, trouble.duplicate], ids=lambda fault: fault.__name__
-)
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
 def test_an_old_copy_is_reconciled_over_a_network_that_loses_messages(
     pair: Pair, end: End, lost: str, fault: trouble.Fault
 ) -> None:
