@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from threading import BoundedSemaphore
 from typing import Final, Protocol
 from uuid import UUID, uuid4
 
@@ -26,6 +28,12 @@ log = logging.getLogger(__name__)
 AGREE_SECONDS: Final = 6.0
 """How long a request waits for a peer; further ones are asked in what is left of that time, and once in any case.
 Upkeep voids an offer only when it is older."""
+
+WAITING_MOST: Final = 4
+"""How many requests of one process wait for one peer at a time."""
+
+QUEUE_SECONDS: Final = 0.25
+"""How long another waits to be one of them, before it claims anything."""
 
 AGAIN_SECONDS: Final = 0.6
 """How long an offer rests before it is made again."""
@@ -55,6 +63,7 @@ class Agreement:
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._kme_id = kme_id
+        self._waiting: dict[str, BoundedSemaphore] = {}
         self._custody = custody
         self._sender = sender
         self._new_ids = new_ids
@@ -69,6 +78,11 @@ class Agreement:
         keys = None if demand.further else self._custody.deliver(demand, actor, retry)
         if keys is not None:
             return keys
+        with self._turn(demand.peer):
+            keys = None if demand.further else self._custody.deliver(demand, actor, retry)
+            return keys or self._agreed_now(demand, actor, retry)
+
+    def _agreed_now(self, demand: Demand, actor: str, retry: Retry | None) -> list[OpenKey]:
         offer = self._custody.offer(demand, self._new_ids, actor)
         self._agree(offer, self._custody.carry(offer))
         try:
@@ -94,6 +108,17 @@ class Agreement:
             self._agree(offer)
             self._custody.settle(offer, demand, "upkeep")
 
+    @contextmanager
+    def _turn(self, peer: str) -> Iterator[None]:
+        """One of a few who may wait for a peer at a time: one that is slow must not take every thread."""
+        places = self._waiting.setdefault(peer, BoundedSemaphore(WAITING_MOST))
+        if not places.acquire(timeout=QUEUE_SECONDS):
+            raise PeerUnavailable(f"{WAITING_MOST} requests wait for {peer} already", asked=False)
+        try:
+            yield
+        finally:
+            places.release()
+
     def _agree(self, offer: Offer, carried: Sequence[Draft] = ()) -> None:
         """Return when every peer has accepted every key of ``offer``; else void them and raise why."""
         last_try = self._clock() + AGREE_SECONDS / 3
@@ -110,7 +135,8 @@ class Agreement:
             raise
         if result in ("assigned", "already"):
             return
-        self._custody.withdraw(offer, f"the peer answers {result}", "kme")
+        ended = result == "void" and draft is offer.draft
+        self._custody.withdraw(offer, f"the peer answers {result}", "kme", blocks_too=ended)
         if result in ("conflict", "not_owner"):
             self._custody.alarm_of_peer(draft.link_id, f"the peer answers {result} to {draft.call}")
         if result == "frozen":

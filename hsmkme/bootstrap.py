@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import logging
-import os
 import resource
 import stat
 import time
@@ -14,13 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from flask import Flask
-
 from hsmkme import config as configuration
 from hsmkme.agreement import Agreement
-from hsmkme.api import create_app
-from hsmkme.api.opening import Opening
-from hsmkme.api.peer import create_peer_app
 from hsmkme.audit import AuditChain
 from hsmkme.config import Config, TokenSection
 from hsmkme.custody import Custody
@@ -78,11 +72,7 @@ class Parts:
     def liaison(self) -> Liaison:
         """Who looks after the links to peers."""
         peers, kme_id = self.peers(), self.config.kme_id
-
-        def elsewhere(relation: Relation) -> frozenset[str]:
-            saes = self.store.registry.saes(relation.slaves)
-            return frozenset(slave for slave in relation.slaves if slave not in saes or saes[slave].kme_id != kme_id)
-
+        elsewhere = partial(served_elsewhere, self.store, kme_id)
         agreement = self.agreement(peers)
         return Liaison(kme_id, self.config.links, self.store, peers, agreement, elsewhere, time.time)
 
@@ -114,13 +104,24 @@ def begin(config: Config, *, void: bool) -> None:
     ``void``: keys that were agreed with peers and not delivered end too, as a younger copy may have delivered them.
     """
     store = open_store(config)
+    begin_on(store, config, void=void)
+    store.close()
+
+
+def begin_on(store: Store, config: Config, *, void: bool) -> None:
+    """`begin`, on a store that is open."""
     store.registry.admit_links(config.links, Entry("link.admit", "config"))
     far = [link.link_id for link in config.links if link.peer != config.kme_id]
     store.links.begin(far, Entry("link.freeze", "start"))
     reason = Entry("key.void", "start", {"reason": "the service starts"})
     while far and void and store.keys.void_undelivered(reason):
         pass
-    store.close()
+
+
+def served_elsewhere(store: Store, kme_id: str, relation: Relation) -> frozenset[str]:
+    """The slaves of ``relation`` that ``kme_id``, which is this KME, does not serve."""
+    saes = store.registry.saes(relation.slaves)
+    return frozenset(slave for slave in relation.slaves if slave not in saes or saes[slave].kme_id != kme_id)
 
 
 def custody_of(token: Token, store: Store) -> Custody:
@@ -193,30 +194,3 @@ def forbid_core_dumps() -> None:
     """No core file of a process that holds keys, and no attaching by other processes of the user."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
-
-
-def application() -> Opening:
-    """The WSGI application of the SAE side, for the configuration that HSMKME_CONFIG names."""
-    return Opening(partial(_opened, _configured()))
-
-
-def peer_application() -> Opening:
-    """The WSGI application of the peers' side, for the configuration that HSMKME_CONFIG names."""
-    return Opening(partial(_opened_for_peers, _configured()))
-
-
-def _configured() -> Path:
-    path = os.environ.get(CONFIG_VARIABLE)
-    if not path:
-        raise OperatorFault(f"set {CONFIG_VARIABLE} to the path of the configuration file")
-    return Path(path)
-
-
-def _opened(path: Path) -> Flask:
-    parts = open_parts(path)
-    return create_app(parts.config, parts.kme(), time.time)
-
-
-def _opened_for_peers(path: Path) -> Flask:
-    parts = open_parts(path)
-    return create_peer_app(parts.config, parts.peering(), time.time)

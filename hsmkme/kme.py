@@ -241,7 +241,7 @@ class Kme:
         if peer == self.kme_id:
             return self._custody.release
         if self._agreement is None:
-            raise StoreUnavailable(f"[peering] is not configured: keys cannot be agreed with {peer}")
+            raise PoolShort(0, 0.0)  # without [peering] there are no keys to agree on
         return self._agreement.release
 
     def _record_refusal(self, refusal: RequestRefused, caller: str, master: str, key_ids: Sequence[UUID]) -> None:

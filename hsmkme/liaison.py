@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 
 HELLO_SECONDS: Final = 2.0
 ROUND_SECONDS: Final = 0.2
+ANNOUNCE_SECONDS: Final = 1.0
 OUTBOX_MOST: Final = 16
 """Messages repeated in one round."""
 
@@ -44,6 +45,9 @@ SHARE_BLOCKS: Final = 4
 ACTOR: Final = "liaison"
 ElsewhereOf = Callable[[Relation], frozenset[str]]
 """The slaves of a relation that are not served here."""
+
+Told = Callable[[int, int], None]
+"""Is told how many blocks of how many were asked for."""
 
 
 class Liaison:
@@ -67,13 +71,16 @@ class Liaison:
         self._elsewhere = elsewhere
         self._clock = clock
         self._greeted: dict[str, float] = {}
+        self._announced: dict[str, float] = {}
         self._said: dict[str, str] = {}
 
     def round(self) -> None:
         """Do for every link what is due. A link that fails is looked after again in the next round."""
         for link in self._links:
             try:
-                self._attend(link)
+                with self._store.links.turn(link.link_id, wait=False) as taken:
+                    if taken:
+                        self._attend(link)
                 self._say(link, "")
             except HsmkmeError as error:
                 if isinstance(error, PeerRefused) and error.alarm and self._said.get(link.link_id) != str(error):
@@ -83,7 +90,8 @@ class Liaison:
 
     def probe(self, link: Link) -> Standing:
         """Greet the peer of one link now; raises `PeerError`."""
-        return self._greet(link)
+        with self._store.links.turn(link.link_id):
+            return self._greet(link)
 
     def _say(self, link: Link, trouble: str) -> None:
         """Log what changed, once."""
@@ -94,7 +102,7 @@ class Liaison:
     def _attend(self, link: Link) -> None:
         state = self._store.links.state(link.link_id)
         if state.why == RESTORED:
-            self.reconcile(link)
+            self._reconcile(link, _silent)
             return
         due = self._greeted.get(link.link_id, 0.0) + HELLO_SECONDS <= self._clock()
         if due or not state.is_open:
@@ -102,7 +110,7 @@ class Liaison:
             if standing.verdict == "behind" and state.why != OPERATOR:
                 self._store.links.freeze(link.link_id, RESTORED, Entry("alarm.store-restored", ACTOR))
                 return
-            if standing.verdict == "good" and state.why == STARTING:
+            if standing.verdict == "good" and state.why == STARTING and standing.why != RESTORED:
                 self._store.links.open(link.link_id, STARTING, Entry("link.open", ACTOR))
             if state.is_open:
                 self._share(link, state, standing)
@@ -123,6 +131,9 @@ class Liaison:
         return parsed(answer, self._sender.send(self._store.outbox.number(link.link_id, call, body)))
 
     def _announce(self, link: Link) -> None:
+        if self._announced.get(link.link_id, 0.0) + ANNOUNCE_SECONDS > self._clock():
+            return
+        self._announced[link.link_id] = self._clock()
         after = ""
         while blocks := self._store.sharing.unconfirmed(link.link_id, after):
             results = self._ask(link, "blocks/announce", Announce(blocks=blocks), Announced).results
@@ -167,18 +178,33 @@ class Liaison:
 
     # After a restore --------------------------------------------------------------------------------
 
-    def reconcile(self, link: Link) -> int:
+    def reconcile(self, link: Link, entry: Entry, told: Told) -> int:
+        """Take this store for an old copy, whatever it is, and reconcile the link; returns the number of its blocks.
+
+        Keys that were agreed and not delivered end first. ``entry`` says who wants it. Raises `PeerError`: then the
+        link stays frozen, and the next round tries again.
+        """
+        with self._store.links.turn(link.link_id):
+            self._store.links.freeze(link.link_id, RESTORED, entry)
+            reason = Entry("key.void", entry.actor, {"reason": "the link is reconciled"})
+            while self._store.keys.void_undelivered(reason, link_id=link.link_id):
+                pass
+            return self._reconcile(link, told)
+
+    def _reconcile(self, link: Link, told: Told) -> int:
         """Learn from the peer what this end, whose store is an old copy, forgot; returns how many blocks it asked for.
 
         Nothing is claimed from the link until it is done. Interrupted, it begins anew: each step can be repeated.
         """
         known = self._known(link)
         for start in range(0, len(known), PAGE):
+            told(start, len(known))
             asked = list(known[start : start + PAGE])
             report = self._ask(link, "keys/query", Query(blocks=asked), Report)
             self._store.reconciling.apply(
                 link.link_id, self._kme_id, asked, report.blocks, Entry("link.reconcile", ACTOR)
             )
+        told(len(known), len(known))
         self._give_up_missing(link, frozenset(known))
         self._store.links.renew(link.link_id, Entry("link.renew", ACTOR))
         hello = self._store.links.hello(link.link_id, [VERSION], reconciled=True)
@@ -205,3 +231,7 @@ class Liaison:
             for start in range(0, len(missing), LIST):
                 self._ask(link, "blocks/missing", Missing(block_ids=missing[start : start + LIST]), Done)
             after, more = report.live[-1] if report.live else "", report.more
+
+
+def _silent(_done: int, _of: int) -> None:
+    """Nobody wants to know."""

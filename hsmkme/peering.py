@@ -35,6 +35,7 @@ from hsmkme.messages.signing import (
 )
 from hsmkme.model import Clock, Entry, Link, Relation, due_bits
 from hsmkme.store import Receipt, Store
+from hsmkme.store.links import RESTORED
 
 log = logging.getLogger(__name__)
 
@@ -176,6 +177,8 @@ class Peering:
         return self._store.inbox.missing(receipt, parsed(Missing, receipt.body), entry)
 
     def _query(self, receipt: Receipt, _: Entry) -> bytes:
+        if self._store.links.state(receipt.link_id).why == RESTORED:
+            raise PeerRefused("this store is an old copy itself: an operator must give up the keys of both", alarm=True)
         return self._store.reconciling.report(receipt.link_id, parsed(Query, receipt.body)).encoded()
 
 

@@ -9,7 +9,7 @@ import ssl
 import threading
 from collections.abc import Callable
 from typing import Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from hsmkme.config import Config, PeeringSection
 from hsmkme.errors import PeerRefused, PeerUnavailable
@@ -77,7 +77,7 @@ class Peers:
             status, headers, body = self._exchange(peer, message, signature)
         except _BROKEN as error:
             self._away_until[peer] = self._clock() + PAUSE_SECONDS
-            raise PeerUnavailable(f"{peer} does not answer {draft.call}: {type(error).__name__}") from error
+            raise PeerUnavailable(f"{peer} does not answer {draft.call}: {error or type(error).__name__}") from error
         self._check(peer, draft.link_id, status, headers, body, signature)
         if status != 200:
             raise PeerRefused(f"{peer} refuses {draft.call}: {parsed(Refusal, body).message}", alarm=False)
@@ -112,7 +112,7 @@ class Peers:
     def _ask(
         self, peer: str, connection: http.client.HTTPSConnection, message: Message, headers: dict[str, str]
     ) -> tuple[int, http.client.HTTPMessage, bytes]:
-        with _deadline(connection):
+        with _Deadline(connection):
             try:
                 connection.request("POST", PREFIX + message.call, message.body, headers)
                 answer = connection.getresponse()
@@ -135,10 +135,7 @@ class Peers:
 
     def _connected(self, peer: str) -> http.client.HTTPSConnection:
         """A connection to ``peer``, whose certificate says that it is this KME and no other."""
-        address = self._addresses[peer]
-        connection = http.client.HTTPSConnection(
-            str(address.hostname), address.port, timeout=CALL_SECONDS, context=self._context
-        )
+        connection = _connection(self._addresses[peer], self._context)
         connection.connect()
         certificate: Any = connection.sock.getpeercert() or {}
         uris = [value for kind, value in certificate.get("subjectAltName", ()) if kind == "URI"]
@@ -148,7 +145,7 @@ class Peers:
         return connection
 
 
-class _deadline:
+class _Deadline:
     """Ends the exchange on a connection that takes too long, however slowly its bytes come."""
 
     def __init__(self, connection: http.client.HTTPSConnection) -> None:
@@ -166,6 +163,33 @@ class _deadline:
 
     def __exit__(self, *_: object) -> None:
         self._timer.cancel()
+
+
+def certificate_at(section: PeeringSection, url: str) -> bytes:
+    """The certificate, DER, of who serves peers at ``url``, whoever that is, provided that it takes ours too.
+
+    Raises `PeerUnavailable` if nobody answers, `PeerRefused` if one of the two certificates is not accepted.
+    """
+    connection = _connection(urlsplit(url), client_context(section))
+    try:
+        with _Deadline(connection):
+            connection.connect()
+            certificate = bytes(connection.sock.getpeercert(binary_form=True) or b"")
+            connection.request("GET", "/health")  # in TLS 1.3 a client learns only now whether it was accepted
+            connection.getresponse().read(ANSWER_MOST)
+    except ssl.SSLCertVerificationError as error:
+        raise PeerRefused(f"the certificate at {url} is not accepted: {error.verify_message}", alarm=False) from error
+    except ssl.SSLError as error:
+        raise PeerRefused(f"{url} does not accept the certificate of this KME: {error.reason}", alarm=False) from error
+    except _BROKEN as error:
+        raise PeerUnavailable(f"{url} does not answer: {error or type(error).__name__}") from error
+    finally:
+        connection.close()
+    return certificate
+
+
+def _connection(address: SplitResult, context: ssl.SSLContext) -> http.client.HTTPSConnection:
+    return http.client.HTTPSConnection(str(address.hostname), address.port, timeout=CALL_SECONDS, context=context)
 
 
 def client_context(section: PeeringSection) -> ssl.SSLContext:

@@ -43,6 +43,7 @@ class Upkeep:
         self._store = store
         self._clock = clock
         self._sealed_at = clock()
+        self._began = int(clock())
         self._drop_anchor = drop_anchor
         self._anchored: Lineage | None = None
         self.duties = [
@@ -89,8 +90,15 @@ class Upkeep:
             pass
 
     def abandon(self) -> None:
-        """Void keys that were offered to a peer and not confirmed: whoever waited for them does so no more."""
+        """Void keys that were offered to a peer and not confirmed: whoever waited for them does so no more.
+
+        The peer is not told of those that were offered before this process began: this store may be an old copy,
+        and a younger one may have delivered them.
+        """
         before = int(self._clock()) - ABANDON_SECONDS
+        older = min(before, self._began)
+        while self._store.keys.abandon(older, Entry("key.void", "upkeep", {"reason": "not confirmed"}), tell=False):
+            pass
         while self._store.keys.abandon(before, Entry("key.void", "upkeep", {"reason": "not confirmed"})):
             pass
 

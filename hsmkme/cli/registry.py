@@ -1,4 +1,4 @@
-"""sae, pair, link: who may exchange keys, and over what."""
+"""sae, pair: who may exchange keys."""
 
 from __future__ import annotations
 
@@ -110,17 +110,3 @@ def pair_list(config: str | None, as_json: bool) -> None:
     """Every pair that is allowed."""
     pairs = bootstrap.open_store(load_config(config)).registry.pairs()
     show([{"master": m, "slave": s} for m, s in pairs], ("master", "slave"), as_json=as_json)
-
-
-@click.group()
-def link() -> None:
-    """The QKD links."""
-
-
-@link.command("list")
-@with_config
-@JSON_OPTION
-def link_list(config: str | None, as_json: bool) -> None:
-    """Every link, and how many keys can be claimed from it."""
-    pools = bootstrap.open_store(load_config(config)).registry.pools()
-    show(pools, ("link", "peer", "state", "key_bits", "ready"), as_json=as_json)

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import click
 from rich.console import Console
@@ -19,6 +19,9 @@ from hsmkme import config as configuration
 from hsmkme.config import Config
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+
+PAGE_COLUMNS: Final = 200
+"""How wide a table is that no terminal limits."""
 
 console = Console(highlight=False)
 
@@ -66,7 +69,10 @@ def show(rows: Sequence[Mapping[str, object]], columns: Iterable[str], *, as_jso
         click.echo(json.dumps(list(rows), default=str))
         return
     names = list(columns)
-    table = Table(*names, box=None, header_style="bold", pad_edge=False)
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name in names:
+        table.add_column(name.replace("_", " "), overflow="fold")
     for row in rows:
         table.add_row(*("" if row.get(name) is None else str(row.get(name)) for name in names))
-    console.print(table)
+    wide = console if console.is_terminal else Console(highlight=False, width=PAGE_COLUMNS)
+    wide.print(table)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
+from typing import Any, Final
 from uuid import UUID
 
 import click
@@ -11,6 +12,9 @@ import click
 from hsmkme import bootstrap
 from hsmkme.cli.shared import JSON_OPTION, console, load_config, show, with_config
 from hsmkme.errors import StoreError
+
+_SIDES: Final = {1: "mine", 0: "theirs"}
+_ENDED: Final = ("consumed", "void")
 
 
 @click.group()
@@ -32,9 +36,8 @@ def key_show(key_id: UUID, config: str | None, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"key": found, "history": history}))
         return
-    for name, value in (found or {}).items():
-        if name != "parts":
-            console.print(f"[bold]{name:>14}[/bold]  {_readable(name, value)}")
+    for name, value in _lines(found or {}).items():
+        console.print(f"[bold]{name:>14}[/bold]  {_readable(name, value)}")
     show((found or {}).get("parts", []), ("link", "block", "block_state", "epoch", "first", "count"), as_json=False)
     console.print()
     show(history, ("seq", "at", "event", "actor", "rule"), as_json=False)
@@ -50,10 +53,29 @@ def relation() -> None:
 @with_config
 @JSON_OPTION
 def relation_show(sae_id: str | None, config: str | None, as_json: bool) -> None:
-    """How many keys of each relation (or of those of SAE_ID) are in which state."""
+    """How many keys of each relation (or of those of SAE_ID) are in which state.
+
+    Of keys shared with a peer: offered to it, agreed and not drawn, or accepted from it and not collected.
+    """
     rows = bootstrap.open_store(load_config(config)).views.relations(sae_id)
-    columns = ("master", "slaves", "keys", "uncollected", "partly_collected", "consumed", "void")
-    show(rows if as_json else [{**row, "slaves": ", ".join(row["slaves"])} for row in rows], columns, as_json=as_json)
+    columns = ("master", "slaves", "side", "keys", "offered", "agreed", "accepted", "uncollected", "partly_collected",
+               "consumed", "void")  # fmt: skip
+    told = [{**row, "slaves": ", ".join(row["slaves"]), "side": _SIDES.get(row["mine"])} for row in rows]
+    show(rows if as_json else told, columns, as_json=as_json)
+
+
+def _lines(found: dict[str, Any]) -> dict[str, object]:
+    """What is shown of a key: on which side it is, and who still collects it here."""
+    hidden = ("parts", "mine", "peer", "due", "elsewhere")
+    lines = {name: value for name, value in found.items() if name not in hidden}
+    if found:
+        at_peer = f" at {found['peer']}" if found["elsewhere"] else ""
+        lines["side"] = "mine: its master is here" if found["mine"] else f"theirs: {found['peer']} assigned it"
+        lines["due"] = [slave for slave in found["due"] if slave not in found["collected_by"]]
+        if found["state"] in _ENDED:
+            lines["due"] = []
+        lines["elsewhere"] = f"{', '.join(found['elsewhere']) or 'nobody'}{at_peer}"
+    return lines
 
 
 def _readable(name: str, value: object) -> str:

@@ -15,7 +15,7 @@ from hsmkme.states import BlockState, KeyState
 from hsmkme.store.database import Transaction
 from hsmkme.store.outbox import OPEN
 from hsmkme.store.rows import KeyRow, rows_of
-from hsmkme.store.veins import relation_id
+from hsmkme.store.veins import relation_id, segments_of
 
 Insertion = Callable[[Transaction, str, Relation, Assign, int], None]
 """Makes the rows of keys that are accepted on a link for a relation; the number is the bits of slaves served here."""
@@ -77,6 +77,9 @@ def _accepted(
             size=assign.size,
             key_IDs=[str(key.key_id) for key in assign.keys],
             blocks=sorted({f"{link_id}/{place.block_id}" for key in assign.keys for place in key.parts}),
+            segments=segments_of(
+                (f"{link_id}/{place.block_id}", place.first, place.count) for key in assign.keys for place in key.parts
+            ),
         )
     )
     return "assigned"

@@ -18,6 +18,7 @@ from hsmkme.states import KeyState
 from hsmkme.store.answers import remember
 from hsmkme.store.claims import assign_of, claimed, vein_to
 from hsmkme.store.database import Database, Transaction
+from hsmkme.store.inbox import revoke
 from hsmkme.store.outbox import OPEN, Draft, numbered, require_open
 from hsmkme.store.pads import Pads, claim_pads, use_up
 from hsmkme.store.rows import BARRED, KeyRow, blocks_of, rows_of, void_rows
@@ -58,11 +59,13 @@ class Agreed:
         self._database = database
 
     def count(self, relation: Relation, size: int) -> int:
-        """How many keys are agreed for a relation and wait to be drawn."""
+        """How many keys are agreed for a relation and can be drawn now."""
         with self._database.read() as connection:
             (count,) = connection.execute(
                 "SELECT count(*) FROM key JOIN relation USING (relation_id)"
-                " WHERE master = ? AND slaves = ? AND size = ? AND state = 'assigned' AND mine = 1",
+                " WHERE master = ? AND slaves = ? AND size = ? AND key.state = 'assigned' AND key.mine = 1"
+                " AND NOT EXISTS (SELECT 1 FROM json_each(parts) AS part JOIN block ON block_pk = part.value ->> '$[0]'"
+                " JOIN link USING (link_id) WHERE why <> '' OR block.state IN ('frozen', 'revoked'))",
                 (relation.master, relation.packed, size),
             ).fetchone()
         return int(count)
@@ -127,12 +130,22 @@ class Agreed:
                 transaction.append(entry.knowing(key_IDs=[str(key_id) for key_id in offer.key_ids]))
             return keys
 
-    def withdraw(self, offer: Offer, entry: Entry) -> None:
+    def withdraw(self, offer: Offer, entry: Entry, *, blocks_too: bool = False) -> None:
         """Void the keys of an offer that a peer did not confirm, and their pads; every peer is told until it
-        acknowledges, as it may have accepted them."""
-        doomed = [*offer.key_ids, *(pad_id for pads in offer.pads for pad_id in pads.pad_ids)]
+        acknowledges, as it may have accepted them.
+
+        Its relation is given nothing ahead of need for a while: that would be burnt too. ``blocks_too``: the peer
+        has ended a block of it, from which nothing can be agreed on any more, so they end here.
+        """
         with self._database.write() as transaction:
-            void_rows(transaction, rows_of(transaction.connection, doomed), entry)
+            doomed = [*offer.key_ids, *(pad_id for pads in offer.pads for pad_id in pads.pad_ids)]
+            rows = rows_of(transaction.connection, doomed)
+            for number, size in {(relation_id(transaction, row.relation), row.size) for row in rows}:
+                transaction.execute("DELETE FROM draw WHERE relation_id = ? AND size = ?", (number, size))
+            waiting = [r for r in rows if r.state == KeyState.ASSIGNING and r.key_id in offer.key_ids]
+            void_rows(transaction, rows, entry)
+            if blocks_too:  # an offer that was given up meanwhile may be void at the peer for that reason alone
+                _end_blocks(transaction, offer.draft.link_id, waiting, entry)
 
     def thirsty(self, peer: str, now: float) -> list[tuple[Relation, int]]:
         """Relations with slaves at ``peer`` that draw often and have few keys left ahead, and the size they draw."""
@@ -145,6 +158,14 @@ class Agreed:
                 (peer, int(now) - BUSY_SECONDS),
             ).fetchall()
         return [(Relation.unpacked(master, slaves), size) for master, slaves, size in rows]
+
+
+def _end_blocks(transaction: Transaction, link_id: str, rows: Sequence[KeyRow], entry: Entry) -> None:
+    names = [
+        transaction.execute("SELECT block_id FROM block WHERE block_pk = ?", (block_pk,)).fetchone()[0]
+        for block_pk in sorted({place[0] for row in rows for place in row.places})
+    ]
+    revoke(transaction, link_id, names, Entry("block.revoke", entry.actor, {"reason": "the peer has ended it"}))
 
 
 def _drawable(transaction: Transaction, demand: Demand) -> list[KeyRow]:

@@ -160,14 +160,24 @@ class Database:
 
 
 @contextmanager
-def turn(path: Path) -> Iterator[None]:
-    """Hold the lock file beside the store at ``path``: one writer among all processes."""
-    descriptor = os.open(path.with_name(path.name + ".turn"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+def turn(path: Path, of: str = "turn", *, wait: bool = True) -> Iterator[bool]:
+    """Hold the lock file beside the store at ``path``: one writer among all processes.
+
+    Gives False, without the lock, when another has it and this one does not ``wait``.
+    """
+    descriptor = os.open(path.with_name(f"{path.name}.{of}"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
+        yield _locked(descriptor, wait)
     finally:
         os.close(descriptor)
+
+
+def _locked(descriptor: int, wait: bool) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    return True
 
 
 def connect(path: Path) -> sqlite3.Connection:

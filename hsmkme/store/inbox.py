@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 from uuid import UUID
 
-from hsmkme.errors import PeerRefused, StoreError
+from hsmkme.errors import LinkFrozen, PeerRefused, StoreError
 from hsmkme.messages.bodies import (
     Announce,
     Announced,
@@ -39,13 +39,13 @@ from hsmkme.store.links import (
     OPERATOR,
     PEER_RESTORED,
     RESTORED,
-    STARTING,
-    LinkState,
     freeze,
+    is_behind,
     note_far_end,
     reopen,
     state_in,
 )
+from hsmkme.store.outbox import require_open
 from hsmkme.store.rows import KeyRow, void_rows
 
 WINDOW: Final = 4096
@@ -78,14 +78,14 @@ class Inbox:
             return _answered(connection, receipt)
 
     def hello(self, receipt: Receipt, hello: Hello, entry: Entry) -> bytes:
-        """The peer says where it stands. One that starts, and has forgotten what is known of it here, is behind.
+        """The peer says where it stands. One whose link is frozen, and who forgot what is known of it here, is behind.
 
-        While it starts it sends nothing else, so nothing can have overtaken its hello. Writes, in one commit: what
-        is known of the peer, the link's state, audit row if that changes.
+        While its link is frozen it sends nothing else, so nothing can have overtaken its hello. Writes, in one
+        commit: what is known of the peer, the link's state, audit row if that changes.
         """
         with self._database.write(logged=False) as transaction:
             here = state_in(transaction, receipt.link_id)
-            verdict = "behind" if _is_behind(here, receipt.incarnation, hello) else "good"
+            verdict = "behind" if is_behind(here, receipt.incarnation, hello) else "good"
             if verdict == "behind":
                 alarm = Entry("alarm.peer-restored", entry.actor, entry.facts)
                 freeze(transaction, receipt.link_id, PEER_RESTORED, alarm, unless=(OPERATOR, RESTORED))
@@ -163,6 +163,7 @@ class Inbox:
     def grant(self, receipt: Receipt, grant: Grant, entry: Entry) -> bytes:
         """The peer gives blocks of its own to this end."""
         with self._received(receipt) as transaction:
+            _require_open(transaction, receipt.link_id)
             results = {block.block_id: _take_over(transaction, receipt.link_id, block) for block in grant.blocks}
             accepted = [block_id for block_id, result in results.items() if result == "accepted"]
             transaction.append(entry.knowing(link=receipt.link_id, blocks=accepted, stale=len(results) - len(accepted)))
@@ -175,13 +176,12 @@ class Inbox:
             return _keep(transaction, receipt, Done())
 
 
-def _is_behind(here: LinkState, incarnation: str, hello: Hello) -> bool:
-    """Whether a peer that starts says less of itself than is known here, or is not the one that was known."""
-    if hello.reconciled:
-        return incarnation < here.far_incarnation
-    if not here.far_incarnation or hello.why not in (STARTING, RESTORED):
-        return False
-    return incarnation != here.far_incarnation or hello.sent < here.seen or hello.log_rows < here.far_log_rows
+def _require_open(transaction: Transaction, link_id: str) -> None:
+    """A frozen end takes nothing over; the peer says it again."""
+    try:
+        require_open(transaction, link_id)
+    except LinkFrozen as frozen:
+        raise PeerRefused(str(frozen), alarm=False) from None
 
 
 def note_seen(transaction: Transaction, receipt: Receipt) -> None:

@@ -74,18 +74,30 @@ class Keys:
         with self._database.write() as transaction:
             return void_rows(transaction, rows_of(transaction.connection, key_ids), entry)
 
-    def void_undelivered(self, entry: Entry, limit: int = CHUNK) -> int:
-        """Void up to ``limit`` keys that this end assigned and did not deliver; returns how many.
+    def void_undelivered(self, entry: Entry, limit: int = CHUNK, link_id: str | None = None) -> int:
+        """End up to ``limit`` keys that this end assigned and did not deliver, of one link if it is named.
 
-        For the start of the service: a younger copy of this store may have delivered them. The peer is not told: its
-        slave may have such a key. Writes, in one commit: the keys' rows, zeros over their segments, audit row.
+        For the start of the service, and before a reconciliation: a younger copy of this store may have delivered
+        them. So the peer is not told, its slave may have such a key; and one that a slave may collect here counts as
+        delivered. Returns how many. Writes, in one commit: the keys' rows, zeros over segments of those that are
+        void, audit rows.
         """
         with self._database.write() as transaction:
             found = transaction.execute(
-                "SELECT key_id FROM key WHERE state IN ('assigning', 'assigned') AND mine = 1 LIMIT ?", (limit,)
+                "SELECT key_id FROM key WHERE state IN ('assigning', 'assigned') AND mine = 1 AND (:link IS NULL OR"
+                " :link = (SELECT link_id FROM block WHERE block_pk = parts ->> '$[0][0]')) LIMIT :most",
+                {"link": link_id, "most": limit},
             ).fetchall()
             rows = rows_of(transaction.connection, [UUID(bytes=key_id) for (key_id,) in found])
-            return len(void_rows(transaction, rows, entry, tell=False))
+            void_rows(transaction, [row for row in rows if row.due == 0], entry, tell=False)
+            presumed = [row for row in rows if row.due != 0]
+            for state in ("assigned", "delivered"):
+                statement = "UPDATE key SET state = ? WHERE key_id = ? AND state <> 'delivered'"
+                transaction.executemany(statement, [(state, row.key_id.bytes) for row in presumed])
+            if presumed:
+                named = {"key_IDs": [str(row.key_id) for row in presumed]}
+                transaction.append(Entry("key.presume-delivered", entry.actor, {**entry.facts, **named}))
+            return len(rows)
 
     def retire(self, delivered_before: int, entry: Entry, limit: int = CHUNK) -> int:
         """Erase up to ``limit`` keys that went to their master before that time and are collected elsewhere.
@@ -119,21 +131,21 @@ class Keys:
             rows = rows_of(transaction.connection, [UUID(bytes=key_id) for (key_id,) in found])
             return len(void_rows(transaction, rows, entry, tell=False))
 
-    def abandon(self, claimed_before: int, entry: Entry, limit: int = CHUNK) -> int:
+    def abandon(self, claimed_before: int, entry: Entry, limit: int = CHUNK, *, tell: bool = True) -> int:
         """Void keys that were claimed before that time and that the peer never confirmed; returns how many."""
         statement = "SELECT key_id FROM key WHERE state = 'assigning' AND claimed_at < ? LIMIT ?"
-        return self._void_found(statement, (claimed_before, limit), entry)
+        return self._void_found(statement, (claimed_before, limit), entry, tell=tell)
 
     def expire_agreed(self, claimed_before: int, entry: Entry, limit: int = CHUNK) -> int:
         """Void keys that were agreed before that time and not drawn; the peer keeps them longer. Returns how many."""
         statement = "SELECT key_id FROM key WHERE state = 'assigned' AND mine = 1 AND claimed_at < ? LIMIT ?"
-        return self._void_found(statement, (claimed_before, limit), entry)
+        return self._void_found(statement, (claimed_before, limit), entry, tell=True)
 
-    def _void_found(self, statement: str, parameters: tuple[int, int], entry: Entry) -> int:
+    def _void_found(self, statement: str, parameters: tuple[int, int], entry: Entry, *, tell: bool) -> int:
         with self._database.write() as transaction:
             found = transaction.execute(statement, parameters).fetchall()
             rows = rows_of(transaction.connection, [UUID(bytes=key_id) for (key_id,) in found])
-            return len(void_rows(transaction, rows, entry))
+            return len(void_rows(transaction, rows, entry, tell=tell))
 
     def erase_due(self, entry: Entry, limit: int = CHUNK) -> int:
         """Erase up to ``limit`` consumed keys whose time to be asked for again is over; returns how many.

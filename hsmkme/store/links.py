@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
 from hsmkme.errors import StoreError
 from hsmkme.messages.bodies import Hello, Standing
 from hsmkme.model import Entry
-from hsmkme.store.database import Database, Transaction, head_of
+from hsmkme.store.database import Database, Transaction, head_of, spoken, turn
 from hsmkme.store.outbox import OPEN
 
 STARTING: Final = "starting"
@@ -76,16 +78,53 @@ class Links:
         with self._database.write() as transaction:
             return reopen(transaction, link_id, why, entry)
 
+    def halt(self, link_id: str, entry: Entry) -> str:
+        """Freeze an open link until an operator thaws it; gives the reason for which it was frozen before, if any."""
+        with self._database.write() as transaction:
+            was = state_in(transaction, link_id).why
+            if was == OPEN:
+                freeze(transaction, link_id, OPERATOR, entry)
+            return was
+
+    def thaw(self, link_id: str, becomes: str, entry: Entry) -> str:
+        """End what `halt` did: the link is frozen for the reason ``becomes``, or open; gives the reason before.
+
+        One that was frozen for another reason stays as it is.
+        """
+        with self._database.write() as transaction:
+            was = state_in(transaction, link_id).why
+            if was == OPERATOR and becomes == OPEN:
+                reopen(transaction, link_id, OPERATOR, entry)
+            elif was == OPERATOR:
+                freeze(transaction, link_id, becomes, entry)
+            return was
+
+    @contextmanager
+    def turn(self, link_id: str, *, wait: bool = True) -> Iterator[bool]:
+        """Greet or reconcile the peer of a link as the only process of this KME that does so now.
+
+        Gives False when another does and this one does not ``wait``.
+        """
+        with spoken(), turn(self._database.path, f"{link_id}.turn", wait=wait) as taken:
+            yield taken
+
     def begin(self, peer_links: list[str], entry: Entry) -> None:
-        """The service starts: nothing is claimed until each peer has said that this store is no old copy."""
+        """The service starts: nothing is claimed until each peer has said that this store is no old copy.
+
+        That of a peer may have been one when a copy was made of this one: only its next hello tells.
+        """
         with self._database.write() as transaction:
             for link_id in peer_links:
-                freeze(transaction, link_id, STARTING, entry, unless=(OPERATOR, RESTORED, PEER_RESTORED))
+                freeze(transaction, link_id, STARTING, entry, unless=(OPERATOR, RESTORED))
 
     def heard(self, link_id: str, standing: Standing) -> None:
-        """Note where the peer says it stands."""
+        """Note that the peer answered. Who it is and how far it came, its own hello tells: that may be on its way."""
         with self._database.write(logged=False) as transaction:
-            note_far_end(transaction, link_id, standing.incarnation, standing.log_rows, standing.ready)
+            transaction.execute(
+                "INSERT INTO far_end (link_id, incarnation, ready, heard) VALUES (?, ?, ?, ?)"
+                " ON CONFLICT (link_id) DO UPDATE SET ready = excluded.ready, heard = excluded.heard",
+                (link_id, standing.incarnation, json.dumps(standing.ready), transaction.now()),
+            )
 
     def closed(self, peer: str) -> list[str]:
         """The links to ``peer`` that are not open."""
@@ -185,3 +224,17 @@ def note_far_end(
         " ready = excluded.ready, heard = excluded.heard",
         (link_id, incarnation, log_rows, json.dumps(ready), transaction.now()),
     )
+
+
+def is_behind(here: LinkState, incarnation: str, hello: Hello) -> bool:
+    """Whether a peer whose link is frozen says less of itself than is known here, or is not the one that was known.
+
+    One that does not start may have been reconciled with this end when this end's store was a younger one.
+    """
+    if hello.reconciled:
+        return incarnation < here.far_incarnation
+    if not here.far_incarnation or hello.why == OPEN:
+        return False
+    if incarnation != here.far_incarnation:
+        return incarnation < here.far_incarnation or hello.why in (STARTING, RESTORED)
+    return hello.sent < here.seen or hello.log_rows < here.far_log_rows

@@ -19,7 +19,7 @@ from hsmkme.store.accepting import insert_assigned
 from hsmkme.store.database import Database, Transaction
 from hsmkme.store.inbox import make_ready, quarantine, revoke
 from hsmkme.store.rows import KeyRow, erase, rows_of
-from hsmkme.store.veins import relation_id
+from hsmkme.store.veins import relation_id, segments_of
 
 PAGE: Final = 16
 """Blocks in one question: a block may have hundreds of keys."""
@@ -86,13 +86,16 @@ class Reconciling:
         known = {report.block_id: report for report in reports}
         with self._database.write() as transaction:
             learnt = [_applied(transaction, link_id, kme_id, report, entry) for report in known.values()]
-            pks = {_pk(transaction.connection, link_id, block_id) or 0: known[block_id].used for block_id in known}
+            pks = {_pk(transaction.connection, link_id, block_id) or 0: block_id for block_id in known}
+            given_up = []
             for block_pk, keys in _keys_of(transaction.connection, pks).items():
-                _skip(transaction, block_pk, pks[block_pk], keys)
+                name = f"{link_id}/{pks[block_pk]}"
+                gap = _skip(transaction, block_pk, known[pks[block_pk]].used, keys)
+                given_up += [(name, segment, 1) for segment in gap]
             lost = [block_id for block_id in asked if block_id not in known]
             _revoke_confirmed(transaction, link_id, lost, entry)
             facts = {"link": link_id, "blocks": len(known), "key_IDs": [str(k) for keys in learnt for k in keys]}
-            transaction.append(Entry("link.learn", entry.actor, facts))
+            transaction.append(Entry("link.learn", entry.actor, {**facts, "given_up": segments_of(given_up)}))
 
 
 def _pk(connection: Any, link_id: str, block_id: str) -> int | None:
@@ -237,8 +240,8 @@ def _remember(transaction: Transaction, link_id: str, kme_id: str, key: KeyRepor
     return True
 
 
-def _skip(transaction: Transaction, block_pk: int, used: int, keys: Sequence[KeyRow]) -> None:
-    """Give up the first ``used`` segments of a block; those that are of no key known here are erased."""
+def _skip(transaction: Transaction, block_pk: int, used: int, keys: Sequence[KeyRow]) -> list[int]:
+    """Give up the first ``used`` segments of a block; those that are of no key known here are erased, and returned."""
     mine, cursor, key_count, state = transaction.execute(
         "SELECT mine, next_index, key_count, state FROM block WHERE block_pk = ?", (block_pk,)
     ).fetchone()
@@ -259,3 +262,4 @@ def _skip(transaction: Transaction, block_pk: int, used: int, keys: Sequence[Key
     )
     if gap:
         erase(transaction, [(pk, segment, 1) for pk, segment in fresh])
+    return gap

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -146,5 +146,20 @@ def claim_entry(entry: Entry, demand: Demand, keys: Sequence[SealedKey]) -> Entr
         size=demand.size,
         key_IDs=[str(key.key_id) for key in keys],
         blocks=sorted(f"{seal.name.link_id}/{seal.name.block_id}" for seal in seals),
+        segments=segments_of(
+            (f"{part.block.name.link_id}/{part.block.name.block_id}", part.first, part.count)
+            for key in keys
+            for part in key.parts
+        ),
         epochs=sorted({seal.epoch for seal in seals}),
     )
+
+
+def segments_of(places: Iterable[tuple[str, int, int]]) -> list[tuple[str, int, int]]:
+    """What the log says of where keys are, one key after the other: block, first segment and count of each run."""
+    runs: list[tuple[str, int, int]] = []
+    for block, first, count in places:
+        if runs and runs[-1][0] == block and runs[-1][1] + runs[-1][2] == first:
+            block, first, count = block, runs[-1][1], runs.pop()[2] + count
+        runs.append((block, first, count))
+    return runs
