@@ -1,4 +1,4 @@
-"""A master at one KME, slaves at three: do all of them get the same keys, and the master none that a slave cannot get?"""
+"""A master at one KME, slaves at three: do all get the same keys, and the master none that a slave cannot get?"""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Through:
             return client.post(f"{self.url}sae-2/enc_keys", json=body(number), timeout=60)
 
     def meeting(self, fate: Fate, nth: int | range = ALWAYS) -> requests.Response:
-        """The answer to a request whose carried keys meet ``fate``; kme-3 is not being left alone for what was before."""
+        """The answer to a request whose carried keys meet ``fate``, while kme-3 is not left alone for something else."""
         until(lambda: self.ask().ok, 30, "kme-3 is asked again")
         self.network.rule(fate, "POST", "keys/carry", nth)
         try:
