@@ -46,7 +46,7 @@ class Through:
             return client.post(f"{self.url}sae-2/enc_keys", json=body(number), timeout=60)
 
     def meeting(self, fate: Fate, nth: int | range = ALWAYS) -> requests.Response:
-        """The answer to a request whose carried keys meet ``fate``, while kme-3 is not left alone for something else."""
+        """The answer to a request whose carried keys meet ``fate``, while kme-3 is not being left alone."""
         until(lambda: self.ask().ok, 30, "kme-3 is asked again")
         self.network.rule(fate, "POST", "keys/carry", nth)
         try:
