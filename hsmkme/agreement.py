@@ -150,8 +150,8 @@ class Agreement:
             raise
         if result in ("assigned", "already"):
             return
-        ended = result == "void" and draft is offer.draft
-        self._custody.withdraw(offer, f"the peer answers {result}", "kme", blocks_too=ended)
+        ended_on = draft.link_id if result == "void" else ""
+        self._custody.withdraw(offer, f"the peer answers {result}", "kme", ended_on=ended_on)
         if result in ("conflict", "not_owner"):
             self._custody.alarm_of_peer(draft.link_id, f"the peer answers {result} to {draft.call}")
         if result == "frozen":

@@ -397,6 +397,20 @@ def test_a_pad_that_does_not_open_here_voids_the_keys_and_freezes_its_block(ends
     assert ends.away.rows("SELECT count(*) FROM key") == [(0,)]
 
 
+def test_pads_of_a_block_that_ended_there_end_here_too_and_the_next_ones_are_good(ends: Ends) -> None:
+    ends.fill("far", "block-2")
+    ends.away.store.blocks.freeze(BlockName("far", "block-1"), Entry("block.freeze", "test"))
+    with pytest.raises(PeerRefused, match="void"):
+        ends.fetch()
+    assert ends.home.rows("SELECT link_id, block_id, state FROM block ORDER BY link_id, block_id") == [
+        ("far", "block-1", "revoked"),
+        ("far", "block-2", "ready"),
+        ("near", "block-1", "ready"),
+    ]
+    keys = ends.fetch()
+    assert ends.collect(list(keys)) == keys
+
+
 # After a restore ------------------------------------------------------------------------------------------
 
 
