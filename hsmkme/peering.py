@@ -36,6 +36,7 @@ from hsmkme.messages.signing import (
 from hsmkme.model import Clock, Entry, Link, Relation, due_bits
 from hsmkme.store import Receipt, Store
 from hsmkme.store.links import RESTORED
+from hsmkme.store.reconciling import give_up_missing
 
 log = logging.getLogger(__name__)
 
@@ -174,7 +175,7 @@ class Peering:
         return self._store.inbox.grant(receipt, parsed(Grant, receipt.body), entry)
 
     def _missing(self, receipt: Receipt, entry: Entry) -> bytes:
-        return self._store.inbox.missing(receipt, parsed(Missing, receipt.body), entry)
+        return self._store.inbox.missing(receipt, parsed(Missing, receipt.body), entry, give_up_missing)
 
     def _query(self, receipt: Receipt, _: Entry) -> bytes:
         if self._store.links.state(receipt.link_id).why == RESTORED:

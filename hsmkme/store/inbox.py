@@ -7,7 +7,7 @@ newest, is refused.
 from __future__ import annotations
 
 import hmac
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -64,6 +64,10 @@ class Receipt:
     seq: int
     incarnation: str
     body: bytes
+
+
+GiveUp = Callable[[Transaction, str, list[str], Entry], None]
+"""Ends blocks of a link that the peer lost."""
 
 
 class Inbox:
@@ -170,10 +174,10 @@ class Inbox:
             transaction.append(entry.knowing(link=receipt.link_id, blocks=accepted, stale=len(results) - len(accepted)))
             return _keep(transaction, receipt, Granted.model_validate({"results": results}))
 
-    def missing(self, receipt: Receipt, missing: Missing, entry: Entry) -> bytes:
+    def missing(self, receipt: Receipt, missing: Missing, entry: Entry, give_up: GiveUp) -> bytes:
         """The peer was restored and does not have these blocks any more: nothing of them can be agreed on."""
         with self._database.write(logged=False) as transaction:
-            revoke(transaction, receipt.link_id, missing.block_ids, entry)
+            give_up(transaction, receipt.link_id, missing.block_ids, entry)
             return _keep(transaction, receipt, Done())
 
 
