@@ -3,6 +3,6 @@
 `hsmkme serve` is the usual way to run it. The client's certificate is read from gunicorn's own TLS.
 """
 
-from hsmkme.bootstrap import application as _application
+from hsmkme.applications import application as _application
 
 application = _application()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import logging
-import os
 import resource
 import stat
 import time
@@ -14,13 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from flask import Flask
-
 from hsmkme import config as configuration
 from hsmkme.agreement import Agreement
-from hsmkme.api import create_app
-from hsmkme.api.opening import Opening
-from hsmkme.api.peer import create_peer_app
 from hsmkme.audit import AuditChain
 from hsmkme.config import Config, TokenSection
 from hsmkme.custody import Custody
@@ -200,30 +194,3 @@ def forbid_core_dumps() -> None:
     """No core file of a process that holds keys, and no attaching by other processes of the user."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
-
-
-def application() -> Opening:
-    """The WSGI application of the SAE side, for the configuration that HSMKME_CONFIG names."""
-    return Opening(partial(_opened, _configured()))
-
-
-def peer_application() -> Opening:
-    """The WSGI application of the peers' side, for the configuration that HSMKME_CONFIG names."""
-    return Opening(partial(_opened_for_peers, _configured()))
-
-
-def _configured() -> Path:
-    path = os.environ.get(CONFIG_VARIABLE)
-    if not path:
-        raise OperatorFault(f"set {CONFIG_VARIABLE} to the path of the configuration file")
-    return Path(path)
-
-
-def _opened(path: Path) -> Flask:
-    parts = open_parts(path)
-    return create_app(parts.config, parts.kme(), time.time)
-
-
-def _opened_for_peers(path: Path) -> Flask:
-    parts = open_parts(path)
-    return create_peer_app(parts.config, parts.peering(), time.time)

@@ -16,7 +16,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["hsmkme.cli", "tests.exercise_store"])
+COMMANDS = ["hsmkme.cli.deposit", "hsmkme.cli.operate", "hsmkme.cli.registry"]
+processes.set_forkserver_preload([*COMMANDS, "tests.exercise_store"])
 
 COMMAND_SECONDS = 120
 

@@ -16,7 +16,7 @@ PACKAGE = ROOT / "hsmkme"
 
 LAYERS: Mapping[int, frozenset[str]] = {
     7: frozenset({"wsgi", "__main__", "cli", "demo"}),
-    6: frozenset({"bootstrap", "server", "diagnosis"}),
+    6: frozenset({"applications", "bootstrap", "server", "diagnosis"}),
     5: frozenset({"api", "drivers", "peers", "ceremony"}),
     4: frozenset({"kme", "agreement", "peering", "liaison", "relay", "intake", "upkeep"}),
     3: frozenset({"custody"}),
@@ -29,7 +29,7 @@ STRANGERS = (5, 2)
 """Layers whose units never import each other."""
 
 STANDS_ALONE = "verify"
-NOT_THE_CLOCK = frozenset({"bootstrap", "cli", "demo"})
+NOT_THE_CLOCK = frozenset({"applications", "bootstrap", "cli", "demo"})
 """Where the clock comes from; everywhere else it is an argument."""
 
 ONLY_IN = {
@@ -37,7 +37,7 @@ ONLY_IN = {
     "sqlite3": {"store"},
     "sqlite_utils": {"store"},
     "psycopg": {"store"},
-    "flask": {"api", "bootstrap", "wsgi"},
+    "flask": {"api", "applications", "wsgi"},
     "werkzeug": {"api"},
     "gunicorn": {"server"},
     "click": {"cli"},

@@ -18,7 +18,7 @@ from gunicorn.http.parser import RequestParser
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from hsmkme.bootstrap import application
+from hsmkme.applications import application
 from hsmkme.config import Config
 from hsmkme.server import Server
 from hsmkme.server.connection import REQUEST_SECONDS, Connection, Phase

@@ -60,9 +60,10 @@ def test_the_auditor_finds_nothing_wrong(aftermath: Aftermath, check: Check) -> 
 
 
 def _delivered(case: Case, number: int = 0) -> Key:
-    """A key that its master has and a slave collected."""
+    """A key that its master has and a slave collected, of a block that did not end."""
     has = {key_id for key_id, _, _ in case.clients.collected}
-    return [case.keys[key_id] for key_id, _, _ in case.clients.fetched if key_id in has][number]
+    keys = (case.keys[key_id] for key_id, _, _ in case.clients.fetched if key_id in has)
+    return [key for key in keys if not any((s.link, s.block) in case.ended_blocks for s in key.segments)][number]
 
 
 def _another_relation(case: Case) -> Key:
@@ -114,6 +115,7 @@ def _forgotten(case: Case) -> Key:
     key = _delivered(case)
     key.deliveries.clear()
     key.void_at.clear()
+    key.presumed_at.clear()
     key.claims = [replace(row, lost=False) for row in key.claims]
     key.assigns = [replace(row, lost=False) for row in key.assigns]
     return key

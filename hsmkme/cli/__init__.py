@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import sys
 from typing import Final
@@ -9,7 +10,6 @@ from typing import Final
 import click
 
 from hsmkme import __version__
-from hsmkme.cli import audit, ceremony, demo, deposit, links, operate, peers, registry, views
 from hsmkme.cli.shared import CONFIG_OPTION, Settings
 from hsmkme.errors import (
     AuditBroken,
@@ -25,8 +25,39 @@ TRY_AGAIN: Final = 75
 _PASSING = (PeerUnavailable, PoolFull, StoreUnavailable, TokenUnavailable)
 
 
+_MODULES: Final = {
+    "check": "check",
+    "migrate": "operate",
+    "serve": "serving",
+    "serve-peers": "serving",
+    "upkeep": "operate",
+    "deposit": "deposit",
+    "simulate": "deposit",
+    "sae": "registry",
+    "pair": "registry",
+    "link": "links",
+    "peer": "peers",
+    "key": "views",
+    "relation": "views",
+    "audit": "audit",
+    "ceremony": "ceremony",
+    "demo": "demo",
+}
+"""The module of each command: imported when the command is called, for no command needs all of them."""
+
+
 class _Group(click.Group):
-    """Prints what was refused in one line, without a traceback."""
+    """Finds a command when it is called. Prints what was refused in one line, without a traceback."""
+
+    def list_commands(self, _context: click.Context) -> list[str]:
+        return sorted(_MODULES)
+
+    def get_command(self, _context: click.Context, name: str) -> click.Command | None:
+        if name not in _MODULES:
+            return None
+        module = importlib.import_module(f"hsmkme.cli.{_MODULES[name]}")
+        command: click.Command = getattr(module, name.replace("-", "_"))
+        return command
 
     def invoke(self, context: click.Context) -> object:
         try:
@@ -55,12 +86,3 @@ def main(context: click.Context, config: str | None, verbose: bool) -> None:
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
     context.obj = Settings(config)
-
-
-for command in (
-    *(operate.check, operate.migrate, operate.serve, operate.serve_peers, operate.upkeep),
-    *(deposit.deposit, deposit.simulate),
-    *(registry.sae, registry.pair, links.link, peers.peer, views.key, views.relation),
-    *(audit.audit, ceremony.ceremony, demo.demo),
-):
-    main.add_command(command)

@@ -69,6 +69,7 @@ def show(directory: Path, port: int, once: bool) -> None:
         key_ids = [exchange(console, description, *pair) for pair in pairs(description)]
         for kme in description["kmes"]:
             _show_log(kme, key_ids)
+        console.print("\nEach key was accepted by the slave's KME (key.assign) before its master got it (key.deliver).")
         console.print("\nPaste these (the last one needs a KEY_ID from the second):\n")
         for line in curl_lines(description):
             click.echo(line + "\n")
@@ -94,10 +95,12 @@ def _show_log(kme: dict[str, Any], key_ids: list[str]) -> None:
     store = bootstrap.open_store(configuration.load(Path(kme["config"])))
     title = f"The audit log of {kme['id']} on {'this key' if len(key_ids) == 1 else 'these keys'}"
     key_column = Column("key_ID", overflow="fold")
-    table = Table("row", "time", "event", "actor", key_column, box=None, header_style="bold", title=title)
+    columns = ("row", "time", "event", "actor", key_column)
+    table = Table(*columns, box=None, header_style="bold", pad_edge=False, title=title, title_justify="left")
     for row in store.log.latest(100, "key."):
         facts = json.loads(row.text)
         for key_id in set(key_ids).intersection(facts.get("key_IDs", [])):
-            table.add_row(str(row.seq), facts["at"], facts["event"], facts["actor"], key_id)
+            table.add_row(str(row.seq), facts["at"][11:23], facts["event"], facts["actor"], key_id)
+    console.print()
     console.print(table)
     store.close()

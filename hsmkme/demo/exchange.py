@@ -35,17 +35,17 @@ def exchange(console: Console, demo: Description, master: Sae, slave: Sae) -> st
     """``master`` gets a key, ``slave`` collects it; the bytes are compared and not shown. Returns the key_ID."""
     steps = Table("step", "who", "asks", Column("answer", overflow="fold"), box=None, header_style="bold")
     before = _call(demo, master, f"{slave['id']}/status")
-    steps.add_row("1", master["id"], "Get status", f"{before['stored_key_count']} keys for {slave['id']}")
+    steps.add_row("1", master["id"], "status", f"{before['stored_key_count']} keys for {slave['id']}")
     (fetched,) = _call(demo, master, f"{slave['id']}/enc_keys")["keys"]
-    steps.add_row("2", master["id"], "Get key (enc_keys)", f"key_ID {fetched['key_ID']}")
+    steps.add_row("2", master["id"], "enc_keys", f"key_ID {fetched['key_ID']}")
     (collected,) = _call(demo, slave, f"{master['id']}/dec_keys", {"key_IDs": [{"key_ID": fetched["key_ID"]}]})["keys"]
-    steps.add_row("3", slave["id"], "Get key with key IDs (dec_keys)", f"key_ID {collected['key_ID']}")
+    steps.add_row("3", slave["id"], "dec_keys", f"key_ID {collected['key_ID']}")
     same = hmac.compare_digest(fetched["key"], collected["key"]) and fetched["key_ID"] == collected["key_ID"]
-    steps.add_row("4", "", "compared, not shown", _verdict(same, len(b64decode(fetched["key"])) * 8))
+    steps.add_row("4", "", "", _verdict(same, len(b64decode(fetched["key"])) * 8))
     after = _call(demo, master, f"{slave['id']}/status")
-    steps.add_row("5", master["id"], "Get status", f"{after['stored_key_count']} keys left")
+    steps.add_row("5", master["id"], "status", f"{after['stored_key_count']} keys left")
     places = f"{master['id']} at {master['kme']}, {slave['id']} at {slave['kme']}"
-    console.print(Panel(steps, title=f"One key for two SAEs (ETSI GS QKD 014): {places}", border_style="cyan"))
+    console.print(Panel(steps, title=f"One key (ETSI GS QKD 014): {places}", border_style="cyan"))
     if not same:
         raise OperatorFault("the two SAEs did not get the same key")
     return str(fetched["key_ID"])
@@ -72,7 +72,8 @@ def _url(demo: Description, sae: Sae) -> str:
 
 
 def _verdict(same: bool, bits: int) -> str:
-    return f"[green]both have the same {bits} bits[/green]" if same else "[red]the bytes differ[/red]"
+    verdict = f"[green]both have the same {bits} bits[/green]" if same else "[red]the bytes differ[/red]"
+    return f"compared, not shown: {verdict}"
 
 
 def _call(demo: Description, sae: Sae, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:

@@ -33,7 +33,7 @@ from hsmkme.messages.bodies import (
 )
 from hsmkme.model import Entry
 from hsmkme.states import BlockState, KeyState
-from hsmkme.store.accepting import Insertion, accept, insert_assigned
+from hsmkme.store.accepting import Insertion, accept, given, insert_assigned
 from hsmkme.store.database import Database, Transaction, head_of
 from hsmkme.store.links import (
     OPERATOR,
@@ -46,7 +46,7 @@ from hsmkme.store.links import (
     state_in,
 )
 from hsmkme.store.outbox import require_open
-from hsmkme.store.rows import KeyRow, rows_of, void_rows
+from hsmkme.store.rows import KeyRow, void_rows
 
 WINDOW: Final = 4096
 """How far a message may be behind the newest of its link."""
@@ -67,9 +67,6 @@ class Receipt:
 
 
 GiveUp = Callable[[Transaction, str, list[str], Entry], None]
-"""Ends blocks of a link that the peer lost."""
-
-
 class Inbox:
     """The verbs of kme-peer/1 at the receiving end; ``entry`` names the peer as the actor."""
 
@@ -151,7 +148,7 @@ class Inbox:
     def void(self, receipt: Receipt, void: Void, entry: Entry) -> bytes:
         """The peer will never deliver these keys. One that a slave here has already is an alarm."""
         with self._received(receipt) as transaction:
-            rows = {row.key_id: row for row in rows_of(transaction.connection, void.key_ids) if not row.mine}
+            rows = {row.key_id: row for row in given(transaction, receipt.link_id, void.key_ids)}
             late = [str(row.key_id) for row in rows.values() if _is_collected(row)]
             void_rows(
                 transaction,
@@ -175,7 +172,7 @@ class Inbox:
             return _keep(transaction, receipt, Granted.model_validate({"results": results}))
 
     def missing(self, receipt: Receipt, missing: Missing, entry: Entry, give_up: GiveUp) -> bytes:
-        """The peer was restored and does not have these blocks any more: nothing of them can be agreed on."""
+        """The peer was restored and does not have these blocks any more."""
         with self._database.write(logged=False) as transaction:
             give_up(transaction, receipt.link_id, missing.block_ids, entry)
             return _keep(transaction, receipt, Done())
@@ -224,11 +221,15 @@ def _answered(connection: Any, receipt: Receipt) -> bytes | None:
 
 
 def _keep(transaction: Transaction, receipt: Receipt, answer: Body) -> bytes:
-    """Keep an answer for when the same message comes again, and drop those whose time is over."""
+    """Keep an answer for when the same message comes again, and drop those whose time is over.
+
+    The same message may have come twice at once; it did something once, and both answers say the same.
+    """
     now, encoded = transaction.now(), answer.encoded()
     transaction.execute("DELETE FROM inbox WHERE until < ?", (now,))
     values = (receipt.link_id, receipt.txid.bytes, receipt.body, encoded, now + KEPT_SECONDS)
-    transaction.execute("INSERT INTO inbox (link_id, txid, body, answer, until) VALUES (?, ?, ?, ?, ?)", values)
+    statement = "INSERT INTO inbox (link_id, txid, body, answer, until) VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
+    transaction.execute(statement, values)
     return encoded
 
 

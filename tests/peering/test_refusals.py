@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 
@@ -200,7 +200,7 @@ NONSENSE = {
 
 @pytest.mark.parametrize("reply", NONSENSE.values(), ids=NONSENSE)
 def test_a_peer_that_answers_nonsense(pair: Pair, reply: Reply) -> None:
-    pair.line.always = lambda way, request: reply
+    pair.line.always = lambda *_: reply
     refusal = pair.refused("a1", "b1", number=2)
     assert isinstance(refusal, PeerError)
     assert not pair.masters
@@ -284,8 +284,12 @@ def test_a_void_of_keys_of_another_link_is_not_obeyed(pair: Pair) -> None:
     pair.fill(1, link="other")
     pair.rounds(2)
     keys = pair.enc("a1", "b1")
-    request = signed(pair.a, "keys/void", Void(key_ids=list(keys), reason="mine").encoded(), link_id="other")
-    reply = pair.line.deliver(request)
+    draft = pair.a.store.outbox.number("other", "keys/void", Void(key_ids=[UUID(k) for k in keys], reason="mine"))
+    envelope = Envelope("other", "kme-1", draft.txid, draft.seq, draft.incarnation, int(pair.clock.now) + 30)
+    message = Message("keys/void", envelope, draft.body)
+    signature = signature_header(pair.a.token.link_mac("other", message.covered()))
+    headers = {**message.headers(), "Signature": signature}
+    reply = pair.line.deliver(Request("kme-1", "kme-2", "keys/void", headers, draft.body))
     assert reply.status == 200, reply.body
     assert b"unknown" in reply.body
     assert pair.dec("b1", "a1", list(keys)) == keys

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 from hsmkme import bootstrap, config
+from hsmkme.applications import application
 from hsmkme.server import Server
 from hsmkme.server.listener import listener_for_saes
 
@@ -24,7 +25,7 @@ def main() -> None:
     bootstrap.forbid_core_dumps()
     os.environ[bootstrap.CONFIG_VARIABLE] = str(path.resolve())
     logging.getLogger("hsmkme").setLevel(logging.INFO)
-    Server(listener_for_saes(config.load(path)), bootstrap.application, options).run()
+    Server(listener_for_saes(config.load(path)), application, options).run()
 
 
 if __name__ == "__main__":

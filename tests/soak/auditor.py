@@ -28,11 +28,11 @@ NAMED = 40
 
 MEANING = {
     "delivered": "went to their master",
-    "burnt": "count as delivered, and the answer to their master was lost",
+    "burnt": "count as delivered, and no master has them",
     "void": "will never be delivered",
     "agreed": "wait at both ends to be drawn",
     "left": "are in the pool",
-    "revoked": "were in blocks that ended",
+    "revoked": "are in blocks that ended",
     "given up": "were given up after a restore, as they might have been delivered",
     "lost": "were in blocks that only a replaced store had",
     "unaccounted": "are nowhere",

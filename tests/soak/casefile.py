@@ -46,6 +46,8 @@ class Key:
     """(slave, row)."""
     void_at: set[str] = field(default_factory=set)
     learnt_at: set[str] = field(default_factory=set)
+    presumed_at: set[str] = field(default_factory=set)
+    """Where it counts as delivered because a younger copy of the store may have delivered it."""
     segments: set[Segment] = field(default_factory=set)
 
     @property
@@ -122,8 +124,12 @@ class Case:
         home = self.home(key)
         if key.deliveries:
             return Outcome("delivered")
+        if home in key.presumed_at:
+            return Outcome("burnt")
         if home in key.void_at:
             return Outcome("void")
+        if any((segment.link, segment.block) in self.ended_blocks for segment in key.segments):
+            return Outcome("revoked")
         state = self.state(home, key)
         if state in LIVE:
             return Outcome("agreed")
@@ -164,6 +170,9 @@ class Case:
         elif row.event in ("key.void", "key.expire"):
             for key_id in row.key_ids:
                 self.key(key_id).void_at.add(kme)
+        elif row.event == "key.presume-delivered":
+            for key_id in row.key_ids:
+                self.key(key_id).presumed_at.add(kme)
         elif row.event == "link.learn":
             for key_id in row.key_ids:
                 self.key(key_id).learnt_at.add(kme)

@@ -151,7 +151,7 @@ def deposited(case: Case) -> Iterator[tuple[Segment, str]]:
             yield segment, next((n for n in _ORDER if n in names), "") or _unclaimed(case, segment)
 
 
-_ORDER = ("delivered", "burnt", "agreed", "unaccounted", "void")
+_ORDER = ("delivered", "burnt", "agreed", "unaccounted", "revoked", "void")
 """Where two keys have a segment, which is a finding or the work of a restore, the first of these counts."""
 
 
@@ -197,13 +197,14 @@ def a_restore_gave_up_what_the_log_says(case: Case) -> Iterator[Finding]:
 
 
 def alarms_have_a_reason(case: Case) -> Iterator[Finding]:
-    """None, but for a restore: each end, and at the restored one the token too, says once that there was one."""
+    """None, but for a restore, and none of those after the restored end is reconciled."""
+    reconciled = min(
+        (row.facts["at"] for row in case.rows() if row.event == "link.open" and row.facts["was"] == "restored"),
+        default="",
+    )
     by_kind: dict[str, list[str]] = defaultdict(list)
-    told: set[tuple[str, str, str]] = set()
     for row in case.alarms:
-        kind = row.kme, row.event, str(row.facts["actor"])
-        if case.restored and row.event in RESTORE_ALARMS and kind not in told:
-            told.add(kind)
+        if case.restored and row.event in RESTORE_ALARMS and row.facts["at"] <= reconciled:
             continue
         facts = {name: value for name, value in row.facts.items() if name not in ("seq", "event", "at")}
         by_kind[f"{row.kme} raised {row.event}"].append(f"row {row.facts['seq']} at {row.facts['at']}: {facts}")

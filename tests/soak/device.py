@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import secrets
 import threading
+from pathlib import Path
 
 from hsmkme.demo.authority import write_private
 from hsmkme.demo.kme import LOCAL_LINK, DemoKme
@@ -29,8 +30,9 @@ class Devices(threading.Thread):
         self._stopping = stopping
         self._next: dict[str, int] = {}
         self.faults: list[str] = []
-        self._seed_file = site.world.directory / "device.seed"
-        write_private(self._seed_file, secrets.token_bytes(32))
+        self._seeds = {name: site.world.directory / f"{name}.seed" for name in _devices(site)}
+        for path in self._seeds.values():
+            write_private(path, secrets.token_bytes(32))
 
     def run(self) -> None:
         try:
@@ -40,7 +42,8 @@ class Devices(threading.Thread):
             self.faults.append(f"devices: {type(error).__name__}: {error}")
             raise
         finally:
-            self._seed_file.unlink()
+            for path in self._seeds.values():
+                path.unlink()
 
     def _look(self) -> None:
         for kme in self._site.members:
@@ -52,19 +55,28 @@ class Devices(threading.Thread):
                     self._bring(link_id, self._dice.sample(ends, len(ends)))
 
     def _bring(self, link_id: str, ends: list[DemoKme]) -> None:
-        name = link_id if link_id != LOCAL_LINK else f"{link_id} {ends[0].kme_id}"
+        name = _device(ends[0], link_id)
         start = self._next.get(name, 0)
         self._next[name] = start + BLOCKS
         for kme in ends:
-            self._deposit(kme, link_id, start)
+            self._deposit(kme, link_id, self._seeds[name], start)
 
-    def _deposit(self, kme: DemoKme, link_id: str, start: int) -> None:
+    def _deposit(self, kme: DemoKme, link_id: str, seed: Path, start: int) -> None:
         """As a device that is told to try again: the same blocks twice are one deposit."""
         keys = str(BLOCKS * BLOCK_KEYS)
-        flags = ("--link", link_id, "--keys", keys, "--seed-file", self._seed_file, "--start", str(start))
+        flags = ("--link", link_id, "--keys", keys, "--seed-file", seed, "--start", str(start))
         for _ in range(TRIES):
             with self._site.turn:
                 done = self._site.command(kme, "simulate", *flags)
             if done.returncode == 0:
                 return
         self.faults.append(f"{kme.kme_id}: no deposit on {link_id}: {done.stderr.strip()[-300:]}")
+
+
+def _device(kme: DemoKme, link_id: str) -> str:
+    """What brings keys to a link: the same at both ends, but every local link has its own."""
+    return f"{kme.kme_id}.{link_id}" if link_id == LOCAL_LINK else link_id
+
+
+def _devices(site: Site) -> set[str]:
+    return {_device(kme, link_id) for kme in site.members for link_id in kme.link_ids}
