@@ -7,8 +7,8 @@ under one-time pads, which are claimed, used up or given up together with it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Final
 from uuid import UUID
 
@@ -38,13 +38,15 @@ NewIds = Callable[[int], tuple[UUID, ...]]
 class Offer:
     """Keys that were claimed and that the peer has not confirmed: those wanted now, and those ahead of need.
 
-    ``pads``: for each further KME, what those wanted are masked with.
+    ``pads``: for each further KME, what those wanted are masked with. ``far_rows``: how many rows the logs at the
+    other ends of links had when they confirmed them.
     """
 
     draft: Draft
     wanted: tuple[SealedKey, ...]
     ahead: tuple[UUID, ...]
     pads: tuple[Pads, ...] = ()
+    far_rows: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def key_ids(self) -> list[UUID]:
@@ -109,9 +111,9 @@ class Agreed:
     def settle(self, offer: Offer, demand: Demand, entry: Entry, retry: Retry | None = None) -> list[SealedKey]:
         """Every peer confirmed: the keys ahead wait, those wanted are delivered.
 
-        Writes, in one commit: the keys' rows, zeros over their pads, the answer if there may be a ``retry``, audit
-        rows. Raises `KeyNotHeld` if the offer was given up meanwhile, `LinkFrozen` if a link was frozen: nothing is
-        delivered then.
+        Writes, in one commit: the keys' rows, zeros over their pads, what is known of the peers' logs, the answer if
+        there may be a ``retry``, audit rows. Raises `KeyNotHeld` if the offer was given up meanwhile, `LinkFrozen` if a
+        link was frozen: nothing is delivered then.
         """
         with self._database.write() as transaction:
             require_open(transaction, offer.draft.link_id)
@@ -123,6 +125,10 @@ class Agreed:
             )
             if moved.rowcount != len(offer.key_ids):
                 raise KeyNotHeld("the offer was given up before the peer confirmed it")
+            transaction.executemany(
+                "UPDATE far_end SET log_rows = max(log_rows, ?) WHERE link_id = ?",
+                [(rows, link_id) for link_id, rows in offer.far_rows.items()],
+            )
             keys = list(offer.wanted)
             if keys:
                 _delivered(transaction, demand, keys, entry, retry)
