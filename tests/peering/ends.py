@@ -74,7 +74,7 @@ class Wire:
     def send(self, draft: Draft) -> bytes:
         self.sent.append(draft)
         if draft.link_id == "near":
-            return Assigned(result=self.near).encoded()
+            return Assigned(result=self.near, log_rows=0).encoded()
         if self.cut:
             raise PeerUnavailable("cut")
         self.answers.append(self.say(draft))
