@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from threading import BoundedSemaphore
 from typing import Final, Protocol
@@ -19,7 +19,7 @@ from uuid import UUID, uuid4
 
 from hsmkme.custody import Custody
 from hsmkme.errors import KeyNotHeld, LinkFrozen, PeerError, PeerRefused, PeerUnavailable
-from hsmkme.messages.bodies import Assigned, AssignResult, Query, Report, parsed
+from hsmkme.messages.bodies import Assigned, Query, Report, parsed
 from hsmkme.model import Demand, OpenKey, Retry
 from hsmkme.store import Draft, NewIds, Offer
 
@@ -31,6 +31,9 @@ Upkeep voids an offer only when it is older."""
 
 WAITING_MOST: Final = 4
 """How many requests of one process wait for one peer at a time."""
+
+SEVERAL_MOST: Final = 2
+"""How many of them wait for more than one peer."""
 
 QUEUE_SECONDS: Final = 0.25
 """How long another waits to be one of them, before it claims anything."""
@@ -78,13 +81,13 @@ class Agreement:
         keys = None if demand.further else self._custody.deliver(demand, actor, retry)
         if keys is not None:
             return keys
-        with self._turn(demand.peer):
+        with self._turns(demand):
             keys = None if demand.further else self._custody.deliver(demand, actor, retry)
             return keys or self._agreed_now(demand, actor, retry)
 
     def _agreed_now(self, demand: Demand, actor: str, retry: Retry | None) -> list[OpenKey]:
         offer = self._custody.offer(demand, self._new_ids, actor)
-        self._agree(offer, self._custody.carry(offer))
+        offer = self._agree(offer, self._custody.carry(offer))
         try:
             return self._custody.settle(offer, demand, actor, retry)
         except (KeyNotHeld, LinkFrozen) as error:
@@ -105,52 +108,66 @@ class Agreement:
         """Agree on keys ahead of need; ``demand`` wants none now."""
         offer = self._custody.offer(demand, self._new_ids, "upkeep")
         if offer.key_ids:
-            self._agree(offer)
+            offer = self._agree(offer)
             self._custody.settle(offer, demand, "upkeep")
 
     @contextmanager
-    def _turn(self, peer: str) -> Iterator[None]:
-        """One of a few who may wait for a peer at a time: one that is slow must not take every thread."""
-        places = self._waiting.setdefault(peer, BoundedSemaphore(WAITING_MOST))
+    def _turns(self, demand: Demand) -> Iterator[None]:
+        """One of a few who may wait for each peer at a time: one that is slow must not take every thread.
+
+        Of those who wait for several there are fewer still: a peer that is slow must not keep others from the rest.
+        """
+        with ExitStack() as turns:
+            if demand.further:
+                turns.enter_context(self._turn("several peers", SEVERAL_MOST))
+            for peer in (demand.peer, *demand.further):
+                turns.enter_context(self._turn(peer, WAITING_MOST))
+            yield
+
+    @contextmanager
+    def _turn(self, awaited: str, most: int) -> Iterator[None]:
+        places = self._waiting.setdefault(awaited, BoundedSemaphore(most))
         if not places.acquire(timeout=QUEUE_SECONDS):
-            raise PeerUnavailable(f"{WAITING_MOST} requests wait for {peer} already", asked=False)
+            raise PeerUnavailable(f"{most} requests wait for {awaited} already", asked=False)
         try:
             yield
         finally:
             places.release()
 
-    def _agree(self, offer: Offer, carried: Sequence[Draft] = ()) -> None:
-        """Return when every peer has accepted every key of ``offer``; else void them and raise why."""
+    def _agree(self, offer: Offer, carried: Sequence[Draft] = ()) -> Offer:
+        """The offer when every peer has accepted every key of it; else void them and raise why."""
         last_try = self._clock() + AGREE_SECONDS / 3
-        for draft in (offer.draft, *carried):
-            self._confirm(offer, draft, last_try)
+        drafts = (offer.draft, *carried)
+        return replace(offer, far_rows={draft.link_id: self._confirm(offer, draft, last_try) for draft in drafts})
 
-    def _confirm(self, offer: Offer, draft: Draft, last_try: float) -> None:
+    def _confirm(self, offer: Offer, draft: Draft, last_try: float) -> int:
+        """How many rows the log of the peer has when it has accepted."""
         try:
-            result = self._outcome(draft, last_try)
+            answer = self._outcome(draft, last_try)
+            result = answer.result
         except PeerError as error:
             self._custody.withdraw(offer, type(error).__name__, "kme")
             if isinstance(error, PeerRefused) and error.alarm:
                 self._custody.alarm_of_peer(draft.link_id, str(error))
             raise
         if result in ("assigned", "already"):
-            return
-        ended = result == "void" and draft is offer.draft
-        self._custody.withdraw(offer, f"the peer answers {result}", "kme", blocks_too=ended)
+            return answer.log_rows
+        ended_on = draft.link_id if result == "void" else ""
+        self._custody.withdraw(offer, f"the peer answers {result}", "kme", ended_on=ended_on)
         if result in ("conflict", "not_owner"):
             self._custody.alarm_of_peer(draft.link_id, f"the peer answers {result} to {draft.call}")
         if result == "frozen":
             raise LinkFrozen(f"link {draft.link_id} is frozen at the peer")
         raise PeerRefused(f"the peer does not accept the keys: {result}", alarm=result in ("conflict", "not_owner"))
 
-    def _outcome(self, draft: Draft, last_try: float) -> AssignResult:
+    def _outcome(self, draft: Draft, last_try: float) -> Assigned:
         """What the peer says; asked again while there is time, the same message if nothing is known of the first."""
         asked_twice = False
         while True:
             try:
-                result = parsed(Assigned, self._sender.send(draft)).result
-                if result != "unknown" or self._clock() > last_try:
-                    return result
+                answer = parsed(Assigned, self._sender.send(draft))
+                if answer.result != "unknown" or self._clock() > last_try:
+                    return answer
                 draft = replace(draft, txid=uuid4())  # the block may be on its way to being ready there
             except PeerUnavailable as error:
                 if asked_twice or not error.asked or self._clock() > last_try:

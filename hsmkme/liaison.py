@@ -121,7 +121,7 @@ class Liaison:
 
     def _greet(self, link: Link) -> Standing:
         hello = self._store.links.hello(link.link_id, [VERSION])
-        standing = self._ask(link, "hello", hello, Standing)
+        standing = parsed(Standing, self._sender.send(self._store.outbox.greeting(link.link_id, hello)))
         self._store.links.heard(link.link_id, standing)
         self._greeted[link.link_id] = self._clock()
         return standing
@@ -208,7 +208,7 @@ class Liaison:
         self._give_up_missing(link, frozenset(known))
         self._store.links.renew(link.link_id, Entry("link.renew", ACTOR))
         hello = self._store.links.hello(link.link_id, [VERSION], reconciled=True)
-        standing = self._ask(link, "hello", hello, Standing)
+        standing = parsed(Standing, self._sender.send(self._store.outbox.greeting(link.link_id, hello)))
         if standing.verdict != "good":
             raise PeerError(f"{link.peer} does not take link {link.link_id} for reconciled: look at its log")
         self._store.links.heard(link.link_id, standing)

@@ -36,6 +36,7 @@ from hsmkme.messages.signing import (
 from hsmkme.model import Clock, Entry, Link, Relation, due_bits
 from hsmkme.store import Receipt, Store
 from hsmkme.store.links import RESTORED
+from hsmkme.store.reconciling import give_up_missing
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +86,11 @@ class Peering:
 
         Raises `PeerRefused` for one that is not signed by the key of its link: nothing is said to such a sender.
         """
-        message, signature = received(call, headers, body)
+        try:
+            message, signature = received(call, headers, body)
+        except PeerRefused as refusal:
+            self._alarm(peer, "", refusal)
+            raise
         link_id = message.envelope.link_id
         try:
             self._check_sender(peer, message, signature)
@@ -154,18 +159,25 @@ class Peering:
 
     def _assign(self, receipt: Receipt, entry: Entry) -> bytes:
         assign = parsed(Assign, receipt.body)
-        return self._store.inbox.assign(receipt, assign, self._due(assign), entry)
+        return self._store.inbox.assign(receipt, assign, self._due(receipt.link_id, assign), entry)
 
     def _carry(self, receipt: Receipt, entry: Entry) -> bytes:
         carry = parsed(Carry, receipt.body)
-        return self._custody.take_over(receipt, carry, self._due(carry.pads), entry)
+        return self._custody.take_over(receipt, carry, self._due(receipt.link_id, carry.pads), entry)
 
-    def _due(self, assign: Assign) -> int:
-        """The bits of the slaves that this KME serves."""
+    def _due(self, link_id: str, assign: Assign) -> int:
+        """The bits of the slaves that this KME serves; 0 if one of them could not collect, or is not known at all.
+
+        Where the registries of the two ends disagree, a master would have a key that some slave can never have.
+        """
         relation = Relation.of(assign.master, assign.slaves)
-        served = self._store.registry.saes(relation.slaves)
-        elsewhere = {sae for sae in relation.slaves if sae not in served or served[sae].kme_id != self._kme_id}
-        return due_bits(relation, elsewhere)
+        known = self._store.registry.saes([relation.master, *relation.slaves])
+        here = [sae for sae in relation.slaves if sae in known and known[sae].kme_id == self._kme_id]
+        allowed = self._store.registry.allowed(relation.master, here)
+        fit = len(known) == len({relation.master, *relation.slaves})
+        fit = fit and known[relation.master].kme_id == self._links[link_id].peer
+        fit = fit and all(sae in allowed and not known[sae].revoked for sae in here)
+        return due_bits(relation, set(relation.slaves) - set(here)) if fit else 0
 
     def _void(self, receipt: Receipt, entry: Entry) -> bytes:
         return self._store.inbox.void(receipt, parsed(Void, receipt.body), entry)
@@ -174,7 +186,7 @@ class Peering:
         return self._store.inbox.grant(receipt, parsed(Grant, receipt.body), entry)
 
     def _missing(self, receipt: Receipt, entry: Entry) -> bytes:
-        return self._store.inbox.missing(receipt, parsed(Missing, receipt.body), entry)
+        return self._store.inbox.missing(receipt, parsed(Missing, receipt.body), entry, give_up_missing)
 
     def _query(self, receipt: Receipt, _: Entry) -> bytes:
         if self._store.links.state(receipt.link_id).why == RESTORED:

@@ -106,9 +106,10 @@ AssignResult = Literal["assigned", "already", "conflict", "unknown", "void", "no
 
 
 class Assigned(Body):
-    """What became of an assign."""
+    """What became of an assign, and how many rows the log has that says so: a store with fewer is an old copy."""
 
     result: AssignResult
+    log_rows: Count
 
 
 class Carry(Body):

@@ -65,7 +65,7 @@ def _accepted(
     relation = Relation.of(assign.master, assign.slaves)
     known = rows_of(transaction.connection, [key.key_id for key in assign.keys])
     if known:
-        return _known_before(known, relation, len(assign.keys))
+        return _known_before(transaction, link_id, known, assign)
     if due == 0 or relation.slaves != tuple(assign.slaves):
         raise NotAssignedError("conflict")
     insert(transaction, link_id, relation, assign, due)
@@ -85,12 +85,26 @@ def _accepted(
     return "assigned"
 
 
-def _known_before(known: list[KeyRow], relation: Relation, wanted: int) -> AssignResult:
-    if len(known) != wanted or any(row.relation != relation or row.mine for row in known):
+def _known_before(transaction: Transaction, link_id: str, known: list[KeyRow], assign: Assign) -> AssignResult:
+    relation = Relation.of(assign.master, assign.slaves)
+    same = len(known) == len(assign.keys) and all(
+        row.relation == relation and row.size == assign.size and _is_of(transaction, link_id, row, key)
+        for row, key in zip(known, assign.keys, strict=True)
+    )
+    if not same:
         raise NotAssignedError("conflict")
     if any(row.state == KeyState.VOID for row in known):
         raise NotAssignedError("void")
     return "already"
+
+
+def _is_of(transaction: Transaction, link_id: str, row: KeyRow, told: AssignedKey) -> bool:
+    """Whether a key is what the peer says of it, to the last segment; of one that was carried only its link tells."""
+    statement = "SELECT link_id, block_id, tag IS NULL FROM block WHERE block_pk = ?"
+    names = [transaction.execute(statement, (block_pk,)).fetchone() for block_pk, _, _ in row.places]
+    parts = [(name[1], first, count) for name, (_, first, count) in zip(names, row.places, strict=True)]
+    exact = parts == [(place.block_id, place.first, place.count) for place in told.parts]
+    return not row.mine and all(name[0] == link_id and (exact or name[2]) for name in names)
 
 
 def given(transaction: Transaction, link_id: str, key_ids: Sequence[UUID]) -> list[KeyRow]:

@@ -7,7 +7,7 @@ newest, is refused.
 from __future__ import annotations
 
 import hmac
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -34,7 +34,7 @@ from hsmkme.messages.bodies import (
 from hsmkme.model import Entry
 from hsmkme.states import BlockState, KeyState
 from hsmkme.store.accepting import Insertion, accept, given, insert_assigned
-from hsmkme.store.database import Database, Transaction
+from hsmkme.store.database import Database, Transaction, head_of
 from hsmkme.store.links import (
     OPERATOR,
     PEER_RESTORED,
@@ -66,6 +66,7 @@ class Receipt:
     body: bytes
 
 
+GiveUp = Callable[[Transaction, str, list[str], Entry], None]
 class Inbox:
     """The verbs of kme-peer/1 at the receiving end; ``entry`` names the peer as the actor."""
 
@@ -141,7 +142,8 @@ class Inbox:
                 event = f"alarm.assign-{result.replace('_', '-')}" if alarm else "refused.assign"
                 facts = {"link": receipt.link_id, "result": result, "key_IDs": [str(key.key_id) for key in assign.keys]}
                 transaction.append(Entry(event, entry.actor, facts))
-            return _keep(transaction, receipt, Assigned(result=result))
+            log_rows = head_of(transaction.connection)[0]
+            return _keep(transaction, receipt, Assigned(result=result, log_rows=log_rows))
 
     def void(self, receipt: Receipt, void: Void, entry: Entry) -> bytes:
         """The peer will never deliver these keys. One that a slave here has already is an alarm."""
@@ -169,10 +171,10 @@ class Inbox:
             transaction.append(entry.knowing(link=receipt.link_id, blocks=accepted, stale=len(results) - len(accepted)))
             return _keep(transaction, receipt, Granted.model_validate({"results": results}))
 
-    def missing(self, receipt: Receipt, missing: Missing, entry: Entry) -> bytes:
-        """The peer was restored and does not have these blocks any more: nothing of them can be agreed on."""
+    def missing(self, receipt: Receipt, missing: Missing, entry: Entry, give_up: GiveUp) -> bytes:
+        """The peer was restored and does not have these blocks any more."""
         with self._database.write(logged=False) as transaction:
-            revoke(transaction, receipt.link_id, missing.block_ids, entry)
+            give_up(transaction, receipt.link_id, missing.block_ids, entry)
             return _keep(transaction, receipt, Done())
 
 

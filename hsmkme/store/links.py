@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from hsmkme.errors import StoreError
-from hsmkme.messages.bodies import Hello, Standing
+from hsmkme.messages.bodies import Grant, GrantedBlock, Hello, Standing, parsed
 from hsmkme.model import Entry
 from hsmkme.store.database import Database, Transaction, head_of, spoken, turn
-from hsmkme.store.outbox import OPEN
+from hsmkme.store.outbox import OPEN, post
 
 STARTING: Final = "starting"
 """The service began and has not heard from the peer yet whether this store is an old copy."""
@@ -28,7 +28,7 @@ OPERATOR: Final = "operator"
 
 _STANDING: Final = """
 SELECT link.link_id, peer, why, link.incarnation, sent, coalesce(far_end.incarnation, ''), coalesce(seen, 0),
-    coalesce(log_rows, 0), coalesce(far_end.ready, '{}'), coalesce(heard, 0)
+    coalesce(log_rows, 0), coalesce(far_end.ready, '{}'), coalesce(heard, 0), start_sent, start_rows
 FROM link LEFT JOIN far_end USING (link_id) WHERE link.link_id = ?
 """
 
@@ -36,7 +36,8 @@ FROM link LEFT JOIN far_end USING (link_id) WHERE link.link_id = ?
 @dataclass(frozen=True, slots=True)
 class LinkState:
     """Where both ends of a link stand. ``seen``: the peer's highest number; ``far_ready``: keys it may assign, by
-    size; ``heard``: when it was last in touch, seconds since the epoch, 0 for never."""
+    size; ``heard``: when it was last in touch, seconds since the epoch, 0 for never. ``began``: number of the last
+    message and rows of the log when the service began; None once the peer has judged them."""
 
     link_id: str
     peer: str
@@ -50,6 +51,7 @@ class LinkState:
     heard: int
     ready: dict[str, int]
     log_rows: int
+    began: tuple[int, int] | None
 
     @property
     def is_open(self) -> bool:
@@ -111,20 +113,37 @@ class Links:
     def begin(self, peer_links: list[str], entry: Entry) -> None:
         """The service starts: nothing is claimed until each peer has said that this store is no old copy.
 
-        That of a peer may have been one when a copy was made of this one: only its next hello tells.
+        That of a peer may have been one when a copy was made of this one: only its next hello tells. Where this end
+        stands now is what the peer is told, however long it is away: what is written meanwhile makes no copy younger.
         """
         with self._database.write() as transaction:
+            rows = head_of(transaction.connection)[0]
             for link_id in peer_links:
+                fresh = transaction.execute(
+                    "UPDATE link SET start_sent = sent, start_rows = ? WHERE link_id = ? AND start_rows IS NULL",
+                    (rows, link_id),
+                )
+                if fresh.rowcount:
+                    transaction.append(Entry("link.begin", entry.actor, {"link": link_id}))
                 freeze(transaction, link_id, STARTING, entry, unless=(OPERATOR, RESTORED))
 
     def heard(self, link_id: str, standing: Standing) -> None:
-        """Note that the peer answered. Who it is and how far it came, its own hello tells: that may be on its way."""
+        """Note that the peer answered, and how far an open one has come.
+
+        While its link is frozen a hello of its own may be under way that says how many rows its log had a moment
+        before, and must not look like that of an old copy. Who it is its hello alone tells: this may be an answer of
+        before its reconciliation.
+        """
+        rows = standing.log_rows if standing.why == OPEN else 0
         with self._database.write(logged=False) as transaction:
             transaction.execute(
-                "INSERT INTO far_end (link_id, incarnation, ready, heard) VALUES (?, ?, ?, ?)"
-                " ON CONFLICT (link_id) DO UPDATE SET ready = excluded.ready, heard = excluded.heard",
-                (link_id, standing.incarnation, json.dumps(standing.ready), transaction.now()),
+                "INSERT INTO far_end (link_id, incarnation, log_rows, ready, heard) VALUES (?, ?, ?, ?, ?)"
+                " ON CONFLICT (link_id) DO UPDATE SET ready = excluded.ready, heard = excluded.heard, log_rows ="
+                " CASE WHEN incarnation = excluded.incarnation THEN max(log_rows, excluded.log_rows) ELSE log_rows END",
+                (link_id, standing.incarnation, rows, json.dumps(standing.ready), transaction.now()),
             )
+            if standing.verdict == "good" and standing.why != RESTORED:
+                _judged(transaction, link_id)
 
     def closed(self, peer: str) -> list[str]:
         """The links to ``peer`` that are not open."""
@@ -148,22 +167,30 @@ class Links:
         return int(row[0]) if row else 1
 
     def renew(self, link_id: str, entry: Entry) -> None:
-        """Begin a new incarnation after a reconciliation: messages of before are refused everywhere."""
+        """Begin a new incarnation after a reconciliation: messages of before are refused everywhere.
+
+        Blocks that were being given away are given anew, or neither end might own them.
+        """
         with self._database.write() as transaction:
+            grants = _unsent_grants(transaction, link_id)
             transaction.execute("DELETE FROM outbox WHERE link_id = ?", (link_id,))
             transaction.execute(
                 "UPDATE link SET incarnation = ?, sent = 0 WHERE link_id = ?",
                 (new_incarnation(transaction.now()), link_id),
             )
+            _judged(transaction, link_id)
+            if grants:
+                post(transaction, link_id, "blocks/grant", Grant(blocks=grants))
             transaction.append(entry.knowing(link=link_id))
 
     def hello(self, link_id: str, versions: list[str], *, reconciled: bool = False) -> Hello:
         """What this end says of itself."""
         state = self.state(link_id)
+        sent, log_rows = state.began or (state.sent, state.log_rows)
         return Hello(
             versions=versions,
-            sent=state.sent,
-            log_rows=state.log_rows,
+            sent=sent,
+            log_rows=log_rows,
             why=state.why,
             ready=state.ready,
             reconciled=reconciled,
@@ -181,9 +208,10 @@ def _state(connection: Any, link_id: str) -> LinkState:
         raise StoreError(f"no link {link_id} is known")
     ready = connection.execute("SELECT key_bits, ready FROM pool WHERE link_id = ? AND ready > 0", (link_id,))
     keys_ready = {str(bits): count for bits, count in ready}
-    name, peer, why, life, sent, far_life, seen, far_rows, far_ready, heard = row
+    name, peer, why, life, sent, far_life, seen, far_rows, far_ready, heard, start_sent, start_rows = row
+    began = None if start_rows is None else (start_sent, start_rows)
     far = (far_life, seen, far_rows, json.loads(far_ready), heard)
-    return LinkState(name, peer, why, life, sent, *far, keys_ready, head_of(connection)[0])
+    return LinkState(name, peer, why, life, sent, *far, keys_ready, head_of(connection)[0], began)
 
 
 def state_in(transaction: Transaction, link_id: str) -> LinkState:
@@ -209,6 +237,20 @@ def reopen(transaction: Transaction, link_id: str, why: str, entry: Entry) -> bo
     if done.rowcount:
         transaction.append(entry.knowing(link=link_id, was=why))
     return bool(done.rowcount)
+
+
+def _judged(transaction: Transaction, link_id: str) -> None:
+    transaction.execute("UPDATE link SET start_sent = NULL, start_rows = NULL WHERE link_id = ?", (link_id,))
+
+
+def _unsent_grants(transaction: Transaction, link_id: str) -> list[GrantedBlock]:
+    """Blocks of grants that the peer did not acknowledge, as far as nothing newer is known of their owners."""
+    bodies = transaction.execute("SELECT body FROM outbox WHERE link_id = ? AND call = 'blocks/grant'", (link_id,))
+    told = [block for (body,) in bodies.fetchall() for block in parsed(Grant, body).blocks]
+    statement = (
+        "SELECT 1 FROM block WHERE link_id = ? AND block_id = ? AND own_epoch = ? AND mine = 0 AND state = 'ready'"
+    )
+    return [b for b in told if transaction.execute(statement, (link_id, b.block_id, b.own_epoch)).fetchone()]
 
 
 def note_far_end(

@@ -8,7 +8,7 @@ from typing import Final
 from uuid import UUID, uuid4
 
 from hsmkme.errors import LinkFrozen
-from hsmkme.messages.bodies import KEYS_MOST, Body, Void
+from hsmkme.messages.bodies import KEYS_MOST, Body, Hello, Void
 from hsmkme.model import Entry
 from hsmkme.store.database import Database, Transaction
 
@@ -60,6 +60,18 @@ class Outbox:
         """A message that is not repeated: a question, or one that its sender repeats itself."""
         with self._database.write(logged=False) as transaction:
             return numbered(transaction, link_id, call, body)
+
+
+    def greeting(self, link_id: str, hello: Hello) -> Draft:
+        """A hello; while this end starts it has no number of its own: sent in vain, it must not make an old copy look
+        younger than it is."""
+        with self._database.write(logged=False) as transaction:
+            transaction.execute(
+                "UPDATE link SET sent = sent + 1 WHERE link_id = ? AND start_rows IS NULL", (link_id,)
+            )
+            statement = "SELECT coalesce(start_sent, sent), incarnation FROM link WHERE link_id = ?"
+            number, life = transaction.execute(statement, (link_id,)).fetchone()
+        return Draft(link_id, "hello", uuid4(), number, life, hello.encoded())
 
 
 def numbered(transaction: Transaction, link_id: str, call: str, body: Body) -> Draft:

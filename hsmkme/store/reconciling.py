@@ -18,7 +18,7 @@ from hsmkme.states import BlockState, KeyState
 from hsmkme.store.accepting import insert_assigned
 from hsmkme.store.database import Database, Transaction
 from hsmkme.store.inbox import make_ready, quarantine, revoke
-from hsmkme.store.rows import KeyRow, erase, rows_of
+from hsmkme.store.rows import KeyRow, erase, rows_of, void_rows
 from hsmkme.store.veins import relation_id, segments_of
 
 PAGE: Final = 16
@@ -238,6 +238,31 @@ def _remember(transaction: Transaction, link_id: str, kme_id: str, key: KeyRepor
         ),
     )
     return True
+
+
+def give_up_missing(transaction: Transaction, link_id: str, block_ids: Sequence[str], entry: Entry) -> None:
+    """The peer lost these blocks: nothing of them is agreed on any more; what slaves may collect here stays.
+
+    An alarm names the keys that went to masters here: slaves at the peer that had not come yet cannot have them.
+    """
+    pks = {pk: name for name in block_ids if (pk := _pk(transaction.connection, link_id, name)) is not None}
+    keys = _keys_of(transaction.connection, pks)
+    rows = {row.key_id: row for found in keys.values() for row in found if row.mine}.values()
+    waiting = [row for row in rows if row.state in (KeyState.ASSIGNING, KeyState.ASSIGNED)]
+    void_rows(transaction, waiting, Entry("key.void", entry.actor, {"reason": "the peer lost its block"}), tell=False)
+    lost = [str(row.key_id) for row in rows if row.state in (KeyState.DELIVERED, KeyState.CONSUMED)]
+    if lost:
+        transaction.append(Entry("alarm.keys-lost", entry.actor, {"link": link_id, "key_IDs": lost}))
+    unused = []
+    for block_pk, name in pks.items():
+        statement = "SELECT key_count, state FROM block WHERE block_pk = ?"
+        key_count, state = transaction.execute(statement, (block_pk,)).fetchone()
+        if state in (BlockState.READY, BlockState.EXHAUSTED):
+            _skip(transaction, block_pk, key_count, keys[block_pk])
+            transaction.append(entry.knowing(link=link_id, blocks=[name]))
+        else:
+            unused.append(name)
+    revoke(transaction, link_id, unused, entry)
 
 
 def _skip(transaction: Transaction, block_pk: int, used: int, keys: Sequence[KeyRow]) -> list[int]:

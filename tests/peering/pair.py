@@ -397,8 +397,13 @@ class Pair:
     def _slaves_get_what_masters_got(self) -> None:
         alarmed = {key for end in self.ends for row in end.log() if row["event"].startswith("alarm.")
                    for key in row.get("key_IDs", ())}
+        parts = [part for end in self.ends for part in end.segments()]
         for key_id, [(master, slaves, value)] in self.masters.items():
+            blocks = {f"{link}/{block}" for (link, block, _), key, _, _ in parts if key == key_id}
             for slave in slaves:
+                end = self.serving(slave)
+                if not blocks <= end.owned().keys() and "alarm.store-restored" in end.alarms:
+                    continue  # the copy was made before the block came: what it holds is gone, and an alarm says so
                 if (key_id, slave) not in self.slaves and key_id not in alarmed:
                     self.dec(slave, master, [key_id])
                 found = self.slaves.get((key_id, slave))

@@ -13,6 +13,9 @@ ALTER TABLE key ADD COLUMN due INTEGER NOT NULL DEFAULT -1;
 ALTER TABLE link ADD COLUMN why TEXT NOT NULL DEFAULT '';
 ALTER TABLE link ADD COLUMN incarnation TEXT NOT NULL DEFAULT '';
 ALTER TABLE link ADD COLUMN sent INTEGER NOT NULL DEFAULT 0;
+-- Number of the last message and rows of the log when the service began; NULL once the peer has judged them.
+ALTER TABLE link ADD COLUMN start_sent INTEGER;
+ALTER TABLE link ADD COLUMN start_rows INTEGER;
 UPDATE link SET incarnation = printf('%016x', unixepoch()) || lower(hex(randomblob(8)));
 
 -- What this KME knows of the one at the other end of a link; heard: when it was last in touch.
