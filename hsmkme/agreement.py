@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from threading import BoundedSemaphore
 from typing import Final, Protocol
@@ -31,6 +31,9 @@ Upkeep voids an offer only when it is older."""
 
 WAITING_MOST: Final = 4
 """How many requests of one process wait for one peer at a time."""
+
+SEVERAL_MOST: Final = 2
+"""How many of them wait for more than one peer."""
 
 QUEUE_SECONDS: Final = 0.25
 """How long another waits to be one of them, before it claims anything."""
@@ -78,7 +81,7 @@ class Agreement:
         keys = None if demand.further else self._custody.deliver(demand, actor, retry)
         if keys is not None:
             return keys
-        with self._turn(demand.peer):
+        with self._turns(demand):
             keys = None if demand.further else self._custody.deliver(demand, actor, retry)
             return keys or self._agreed_now(demand, actor, retry)
 
@@ -109,11 +112,23 @@ class Agreement:
             self._custody.settle(offer, demand, "upkeep")
 
     @contextmanager
-    def _turn(self, peer: str) -> Iterator[None]:
-        """One of a few who may wait for a peer at a time: one that is slow must not take every thread."""
-        places = self._waiting.setdefault(peer, BoundedSemaphore(WAITING_MOST))
+    def _turns(self, demand: Demand) -> Iterator[None]:
+        """One of a few who may wait for each peer at a time: one that is slow must not take every thread.
+
+        Of those who wait for several there are fewer still: a peer that is slow must not keep others from the rest.
+        """
+        with ExitStack() as turns:
+            if demand.further:
+                turns.enter_context(self._turn("several peers", SEVERAL_MOST))
+            for peer in (demand.peer, *demand.further):
+                turns.enter_context(self._turn(peer, WAITING_MOST))
+            yield
+
+    @contextmanager
+    def _turn(self, awaited: str, most: int) -> Iterator[None]:
+        places = self._waiting.setdefault(awaited, BoundedSemaphore(most))
         if not places.acquire(timeout=QUEUE_SECONDS):
-            raise PeerUnavailable(f"{WAITING_MOST} requests wait for {peer} already", asked=False)
+            raise PeerUnavailable(f"{most} requests wait for {awaited} already", asked=False)
         try:
             yield
         finally:
@@ -137,8 +152,8 @@ class Agreement:
             raise
         if result in ("assigned", "already"):
             return answer.log_rows
-        ended = result == "void" and draft is offer.draft
-        self._custody.withdraw(offer, f"the peer answers {result}", "kme", blocks_too=ended)
+        ended_on = draft.link_id if result == "void" else ""
+        self._custody.withdraw(offer, f"the peer answers {result}", "kme", ended_on=ended_on)
         if result in ("conflict", "not_owner"):
             self._custody.alarm_of_peer(draft.link_id, f"the peer answers {result} to {draft.call}")
         if result == "frozen":

@@ -137,12 +137,12 @@ class Custody:
         event = "key.deliver" if offer.wanted else "key.agree"
         return self._open_or_burn(self._store.agreed.settle(offer, demand, Entry(event, actor), retry))
 
-    def withdraw(self, offer: Offer, reason: str, actor: str, *, blocks_too: bool = False) -> None:
-        """Void an offer, and its blocks if the peer ended those.
+    def withdraw(self, offer: Offer, reason: str, actor: str, *, ended_on: str = "") -> None:
+        """Void an offer, and its blocks of one link if the peer ended those.
 
         Durable writes: one commit with key rows, blocks, the message to each peer and audit rows.
         """
-        self._store.agreed.withdraw(offer, Entry("key.void", actor, {"reason": reason}), blocks_too=blocks_too)
+        self._store.agreed.withdraw(offer, Entry("key.void", actor, {"reason": reason}), ended_on=ended_on)
 
     def closed_links(self, peer: str) -> list[str]:
         """The links to ``peer`` that are not open."""

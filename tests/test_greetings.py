@@ -99,7 +99,7 @@ def test_a_copy_from_before_the_last_greeting_is_found(ends: tuple[End, End]) ->
     near, far = ends
     rows = near.store.links.state(LINK).log_rows
     near.live(3)
-    assert far.greet(near) == "good"
+    assert near.greet(far) == "good"
     near.begin()
     receipt, hello = near.greeting()
     copy = hello.model_copy(update={"log_rows": rows + 1})

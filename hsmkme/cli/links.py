@@ -39,6 +39,8 @@ _STATES: Final = {
 }
 """What a link's state is in words, and what to do next."""
 
+_POOL: Final = ("key_bits", "ready", "theirs", "peer_ready")
+
 
 @click.group()
 def link() -> None:
@@ -52,16 +54,15 @@ def link_list(config: str | None, as_json: bool) -> None:
     """Every link: how many keys this end may assign (ready), the peer (theirs), and what the peer says it may."""
     settings = load_config(config)
     links = bootstrap.open_store(settings).views.links()
+    of_sizes = [(found, pool) for found in links for pool in found["pools"] or [dict.fromkeys(_POOL)]]
     if as_json:
-        click.echo(json.dumps([_told(found, settings.kme_id) for found in links]))
+        told = [{**_told(found, settings.kme_id), **pool} for found, pool in of_sizes]
+        click.echo(json.dumps([{name: value for name, value in row.items() if name != "pools"} for row in told]))
         return
     rows = [
-        {**found, **pool, "state": _state(found), "last contact": _ago(found["heard"], "")}
-        for found in links
-        for pool in found["pools"] or [{}]
+        {**found, **pool, "state": _state(found), "last contact": _ago(found["heard"], "")} for found, pool in of_sizes
     ]
-    columns = ("link", "peer", "state", "key_bits", "ready", "theirs", "peer_ready", "unconfirmed", "last contact")
-    show(rows, columns, as_json=False)
+    show(rows, ("link", "peer", "state", *_POOL, "unconfirmed", "last contact"), as_json=False)
 
 
 @link.command("show")
@@ -92,7 +93,7 @@ def link_show(link_id: str, config: str | None, as_json: bool) -> None:
         if value:
             console.print(f"[bold]{name:>12}[/bold]  {value}", soft_wrap=True)
     console.print()
-    show(facts["pools"], ("key_bits", "ready", "theirs", "peer_ready"), as_json=False)
+    show(facts["pools"], _POOL, as_json=False)
     console.print()
     owners = [{**row, "owner": settings.kme_id if row["mine"] else facts["peer"]} for row in facts["blocks"]]
     show(owners, ("state", "owner", "blocks", "keys"), as_json=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 from uuid import UUID
@@ -28,15 +29,16 @@ def key() -> None:
 @JSON_OPTION
 def key_show(key_id: UUID, config: str | None, as_json: bool) -> None:
     """State and history of one key; never its bytes."""
-    views = bootstrap.open_store(load_config(config)).views
-    found = views.key(key_id)
-    history = views.history(key_id)
+    store = bootstrap.open_store(load_config(config))
+    found = store.views.key(key_id)
+    history = store.views.history(key_id)
     if found is None and not history:
         raise StoreError(f"no key {key_id} was ever claimed here")
     if as_json:
         click.echo(json.dumps({"key": found, "history": history}))
         return
-    for name, value in _lines(found or {}).items():
+    kme_of = {name: sae.kme_id for name, sae in store.registry.saes((found or {}).get("elsewhere", [])).items()}
+    for name, value in _lines(found or {}, kme_of).items():
         console.print(f"[bold]{name:>14}[/bold]  {_readable(name, value)}")
     show((found or {}).get("parts", []), ("link", "block", "block_state", "epoch", "first", "count"), as_json=False)
     console.print()
@@ -64,17 +66,16 @@ def relation_show(sae_id: str | None, config: str | None, as_json: bool) -> None
     show(rows if as_json else told, columns, as_json=as_json)
 
 
-def _lines(found: dict[str, Any]) -> dict[str, object]:
-    """What is shown of a key: on which side it is, and who still collects it here."""
+def _lines(found: dict[str, Any], kme_of: Mapping[str, str]) -> dict[str, object]:
+    """What is shown of a key: on which side it is, who still collects it here, and who at which other KME."""
     hidden = ("parts", "mine", "peer", "due", "elsewhere")
     lines = {name: value for name, value in found.items() if name not in hidden}
     if found:
-        at_peer = f" at {found['peer']}" if found["elsewhere"] else ""
         lines["side"] = "mine: its master is here" if found["mine"] else f"theirs: {found['peer']} assigned it"
         lines["due"] = [slave for slave in found["due"] if slave not in found["collected_by"]]
         if found["state"] in _ENDED:
             lines["due"] = []
-        lines["elsewhere"] = f"{', '.join(found['elsewhere']) or 'nobody'}{at_peer}"
+        lines["elsewhere"] = [f"{slave} at {kme_of.get(slave, 'an unknown KME')}" for slave in found["elsewhere"]]
     return lines
 
 

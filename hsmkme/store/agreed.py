@@ -136,22 +136,22 @@ class Agreed:
                 transaction.append(entry.knowing(key_IDs=[str(key_id) for key_id in offer.key_ids]))
             return keys
 
-    def withdraw(self, offer: Offer, entry: Entry, *, blocks_too: bool = False) -> None:
+    def withdraw(self, offer: Offer, entry: Entry, *, ended_on: str = "") -> None:
         """Void the keys of an offer that a peer did not confirm, and their pads; every peer is told until it
         acknowledges, as it may have accepted them.
 
-        Its relation is given nothing ahead of need for a while: that would be burnt too. ``blocks_too``: the peer
-        has ended a block of it, from which nothing can be agreed on any more, so they end here.
+        Its relation is given nothing ahead of need for a while: that would be burnt too. ``ended_on``: the peer of
+        this link has ended a block of it, from which nothing can be agreed on any more, so they end here.
         """
         with self._database.write() as transaction:
             doomed = [*offer.key_ids, *(pad_id for pads in offer.pads for pad_id in pads.pad_ids)]
             rows = rows_of(transaction.connection, doomed)
             for number, size in {(relation_id(transaction, row.relation), row.size) for row in rows}:
                 transaction.execute("DELETE FROM draw WHERE relation_id = ? AND size = ?", (number, size))
-            waiting = [r for r in rows if r.state == KeyState.ASSIGNING and r.key_id in offer.key_ids]
+            waiting = [row for row in rows if row.state == KeyState.ASSIGNING]
             void_rows(transaction, rows, entry)
-            if blocks_too:  # an offer that was given up meanwhile may be void at the peer for that reason alone
-                _end_blocks(transaction, offer.draft.link_id, waiting, entry)
+            if ended_on:  # an offer that was given up meanwhile may be void at the peer for that reason alone
+                _end_blocks(transaction, ended_on, waiting, entry)
 
     def thirsty(self, peer: str, now: float) -> list[tuple[Relation, int]]:
         """Relations with slaves at ``peer`` that draw often and have few keys left ahead, and the size they draw."""
@@ -168,8 +168,11 @@ class Agreed:
 
 def _end_blocks(transaction: Transaction, link_id: str, rows: Sequence[KeyRow], entry: Entry) -> None:
     names = [
-        transaction.execute("SELECT block_id FROM block WHERE block_pk = ?", (block_pk,)).fetchone()[0]
+        block_id
         for block_pk in sorted({place[0] for row in rows for place in row.places})
+        for (block_id,) in transaction.execute(
+            "SELECT block_id FROM block WHERE block_pk = ? AND link_id = ?", (block_pk, link_id)
+        ).fetchall()
     ]
     revoke(transaction, link_id, names, Entry("block.revoke", entry.actor, {"reason": "the peer has ended it"}))
 

@@ -128,12 +128,19 @@ class Links:
                 freeze(transaction, link_id, STARTING, entry, unless=(OPERATOR, RESTORED))
 
     def heard(self, link_id: str, standing: Standing) -> None:
-        """Note that the peer answered. Who it is and how far it came, its own hello tells: that may be on its way."""
+        """Note that the peer answered, and how far an open one has come.
+
+        While its link is frozen a hello of its own may be under way that says how many rows its log had a moment
+        before, and must not look like that of an old copy. Who it is its hello alone tells: this may be an answer of
+        before its reconciliation.
+        """
+        rows = standing.log_rows if standing.why == OPEN else 0
         with self._database.write(logged=False) as transaction:
             transaction.execute(
-                "INSERT INTO far_end (link_id, incarnation, ready, heard) VALUES (?, ?, ?, ?)"
-                " ON CONFLICT (link_id) DO UPDATE SET ready = excluded.ready, heard = excluded.heard",
-                (link_id, standing.incarnation, json.dumps(standing.ready), transaction.now()),
+                "INSERT INTO far_end (link_id, incarnation, log_rows, ready, heard) VALUES (?, ?, ?, ?, ?)"
+                " ON CONFLICT (link_id) DO UPDATE SET ready = excluded.ready, heard = excluded.heard, log_rows ="
+                " CASE WHEN incarnation = excluded.incarnation THEN max(log_rows, excluded.log_rows) ELSE log_rows END",
+                (link_id, standing.incarnation, rows, json.dumps(standing.ready), transaction.now()),
             )
             if standing.verdict == "good" and standing.why != RESTORED:
                 _judged(transaction, link_id)

@@ -28,7 +28,7 @@ SELECT master, slaves, count(key_id) AS keys, min(mine) AS mine,
     coalesce(sum(state = 'consumed'), 0) AS consumed,
     coalesce(sum(state = 'void'), 0) AS void,
     max(claimed_at) AS last_claimed_at
-FROM relation LEFT JOIN key USING (relation_id)
+FROM relation LEFT JOIN (SELECT * FROM key WHERE key_id NOT IN (SELECT pad_id FROM pad)) USING (relation_id)
 WHERE (:sae IS NULL OR master = :sae OR :sae IN (SELECT value FROM json_each(slaves)))
 GROUP BY relation_id ORDER BY master, slaves
 """
@@ -106,7 +106,7 @@ class Views:
             return dict(connection.execute(statement).fetchall())
 
     def relations(self, sae_id: str | None = None) -> list[View]:
-        """Relations, or those of one SAE, with how many of their keys are in which state."""
+        """Relations, or those of one SAE, with how many of their keys are in which state. A one-time pad is no key."""
         with self._database.read() as connection:
             rows = list(sqlite_utils.Database(connection).query(_RELATIONS, {"sae": sae_id}))
             return [{**row, "slaves": json.loads(row["slaves"])} for row in rows]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
+from hsmkme.agreement import SEVERAL_MOST, WAITING_MOST
 from hsmkme.audit import AuditChain
 from hsmkme.errors import KeyNotHeld, LinkFrozen, PeerRefused, PeerUnavailable, PoolShort, RecordFault, TokenMisuse
 from hsmkme.hsm import Token
@@ -239,6 +240,18 @@ def test_nothing_is_claimed_for_a_far_kme_that_was_not_heard_of(ends: Ends) -> N
     assert ends.fetch()
 
 
+@pytest.mark.parametrize(("awaited", "places"), [("several peers", SEVERAL_MOST), ("kme-3", WAITING_MOST)])
+def test_nothing_is_claimed_while_enough_others_wait(ends: Ends, awaited: str, places: int) -> None:
+    agreement = ends.agreement
+    with ExitStack() as others:
+        for _ in range(places):
+            others.enter_context(agreement._turn(awaited, places))
+        with pytest.raises(PeerUnavailable, match=f"requests wait for {awaited} already"):
+            agreement.release(ends.demand(), "test")
+    assert ends.home.rows("SELECT count(*) FROM key") == [(0,)]
+    assert agreement.release(ends.demand(), "test")
+
+
 def test_a_key_that_does_not_open_ends_with_its_pads_and_is_told_to_nobody_as_delivered(ends: Ends) -> None:
     with ends.home.store.log._database.write(logged=False) as transaction:
         transaction.execute(
@@ -382,6 +395,20 @@ def test_a_pad_that_does_not_open_here_voids_the_keys_and_freezes_its_block(ends
     assert said(ends, draft) == "void"
     assert ends.away.rows("SELECT state FROM block") == [("frozen",)]
     assert ends.away.rows("SELECT count(*) FROM key") == [(0,)]
+
+
+def test_pads_of_a_block_that_ended_there_end_here_too_and_the_next_ones_are_good(ends: Ends) -> None:
+    ends.fill("far", "block-2")
+    ends.away.store.blocks.freeze(BlockName("far", "block-1"), Entry("block.freeze", "test"))
+    with pytest.raises(PeerRefused, match="void"):
+        ends.fetch()
+    assert ends.home.rows("SELECT link_id, block_id, state FROM block ORDER BY link_id, block_id") == [
+        ("far", "block-1", "revoked"),
+        ("far", "block-2", "ready"),
+        ("near", "block-1", "ready"),
+    ]
+    keys = ends.fetch()
+    assert ends.collect(list(keys)) == keys
 
 
 # After a restore ------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from tests.load import repeated
-from tests.soak.casefile import LOCAL, Case, Key, Segment
+from tests.soak.casefile import LOCAL, Case, Key, Outcome, Segment
 
 RESTORE_ALARMS = frozenset({"alarm.store-restored", "alarm.peer-restored"})
 """What a restore raises."""
@@ -109,6 +109,18 @@ def every_claimed_key_ends(case: Case) -> Iterator[Finding]:
     yield from _found("claimed, and nothing says what became of it", lost)
     named = (key.key_id for key in case.keys.values() if not key.relations)
     yield from _found("in the log, and nothing says that it was claimed", named)
+
+
+def an_agreed_key_is_at_both_ends(case: Case) -> Iterator[Finding]:
+    """What a master may be given next can be collected by each of its slaves."""
+    alone = set()
+    for key in case.keys.values():
+        home = case.home(key) if key.relations else ""
+        if not home or case.outcome(key) != Outcome("agreed") or case.state(home, key) != "assigned":
+            continue
+        others = {case.clients.kme_of[slave] for slave in key.relation.slaves} - {home}
+        alone |= {key.key_id for kme in others if case.state(kme, key) != "assigned"}
+    yield from _found("agreed by the KME of the master alone", alone)
 
 
 def a_slave_is_refused_for_a_reason(case: Case) -> Iterator[Finding]:
@@ -236,6 +248,7 @@ CHECKS: tuple[Check, ...] = (
     the_log_knows_what_clients_got,
     no_segment_in_two_keys,
     every_claimed_key_ends,
+    an_agreed_key_is_at_both_ends,
     a_slave_is_refused_for_a_reason,
     every_deposited_key_is_somewhere,
     a_restore_gave_up_what_the_log_says,
