@@ -37,7 +37,7 @@ class End:
     def greeting(self) -> tuple[Receipt, Hello]:
         """A hello that is under way."""
         hello = self.store.links.hello(LINK, [VERSION])
-        draft = self.store.outbox.number(LINK, "hello", hello)
+        draft = self.store.outbox.greeting(LINK, hello)
         return Receipt(LINK, draft.txid, draft.seq, draft.incarnation, draft.body), hello
 
     def answer(self, greeting: tuple[Receipt, Hello]) -> Standing:

@@ -109,7 +109,7 @@ class Assigned(Body):
     """What became of an assign, and how many rows the log has that says so: a store with fewer is an old copy."""
 
     result: AssignResult
-    log_rows: Count
+    log_rows: Count = 0
 
 
 class Carry(Body):

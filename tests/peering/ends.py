@@ -160,4 +160,6 @@ def _end(kme_id: str, links: list[Link], directory: Path, token: Token, clock: F
     store.registry.admit_links(links, Entry("link.admit", "test"))
     for sae_id, serving in SERVED.items():
         store.registry.add_sae(sae_id, serving, Entry("sae.add", "test"))
+    for slave in SERVED.keys() - {MASTER}:
+        store.registry.allow(MASTER, slave, Entry("pair.allow", "test"))
     return End(kme_id, store, Custody(token, store, clock), path)
