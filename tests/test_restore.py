@@ -22,6 +22,7 @@ from hsmkme.identifiers import KeyIds
 from hsmkme.model import BlockName, Demand, KeyMaterial, Lineage, OpenKey, RawBlock, Relation
 from hsmkme.states import BlockState
 from hsmkme.store import Store
+from hsmkme.store.reconciling import KEYS_OF_BLOCKS
 from hsmkme.upkeep import Upkeep
 from tests.conftest import PIN, FakeClock
 from tests.sites import Site, make_site
@@ -194,3 +195,12 @@ def test_key_ids_of_the_copy_are_not_used_again(clock: FakeClock) -> None:
     for _ in range(2):
         made |= set(KeyIds(clock)(100))
     assert len(made) == 200
+
+
+def test_what_is_asked_of_blocks_is_not_searched_for_among_all_keys(site: Site, clock: FakeClock) -> None:
+    store = site.open_store(clock)
+    assert store.links.state("far").peer == "kme-2"  # the store is at this version's schema
+    with closing(sqlite3.connect(site.path)) as connection:
+        plan = [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {KEYS_OF_BLOCKS}", ("[1]",))]
+    assert any(step.startswith("SEARCH key_of_block USING PRIMARY KEY") for step in plan), plan
+    assert not any(step.startswith("SCAN key") for step in plan), plan

@@ -14,7 +14,7 @@ from hsmkme.model import Entry, Relation
 from hsmkme.states import BlockState, KeyState
 from hsmkme.store.database import Transaction
 from hsmkme.store.outbox import OPEN
-from hsmkme.store.rows import KeyRow, rows_of
+from hsmkme.store.rows import KeyRow, note_blocks, rows_of
 from hsmkme.store.veins import relation_id, segments_of
 
 Insertion = Callable[[Transaction, str, Relation, Assign, int], None]
@@ -151,14 +151,16 @@ def insert_keys(
 ) -> None:
     """Rows of keys that a peer gave to a relation."""
     number, now = relation_id(transaction, relation), transaction.now()
+    placed = [
+        (key.key_id.bytes, json.dumps(where, separators=(",", ":")))
+        for key, where in zip(assign.keys, places, strict=True)
+    ]
     transaction.executemany(
         "INSERT INTO key (key_id, relation_id, state, size, parts, claimed_at, mine, due)"
         " VALUES (?, ?, 'assigned', ?, ?, ?, 0, ?)",
-        [
-            (key.key_id.bytes, number, assign.size, json.dumps(where, separators=(",", ":")), now, due)
-            for key, where in zip(assign.keys, places, strict=True)
-        ],
+        [(key_id, number, assign.size, where, now, due) for key_id, where in placed],
     )
+    note_blocks(transaction, placed)
 
 
 def _block(transaction: Transaction, link_id: str, block_id: str, own_epoch: int | None) -> _Found:

@@ -11,6 +11,7 @@ from hsmkme.messages.bodies import Assign, AssignedKey, Place
 from hsmkme.model import Demand, Part, SealedKey
 from hsmkme.store.database import Transaction
 from hsmkme.store.outbox import OPEN
+from hsmkme.store.rows import note_blocks
 from hsmkme.store.veins import Vein, cut, key_rate, take, veins_of
 
 AWAY_SECONDS: Final = 8
@@ -54,6 +55,7 @@ def claimed(transaction: Transaction, vein: Vein, demand: Demand, key_ids: Seque
         " VALUES (?, ?, 'assigning', ?, ?, ?, ?)",
         rows,
     )
+    note_blocks(transaction, [(row[0], row[3]) for row in rows])
     return keys
 
 

@@ -18,11 +18,16 @@ from hsmkme.states import BlockState, KeyState
 from hsmkme.store.accepting import insert_assigned
 from hsmkme.store.database import Database, Transaction
 from hsmkme.store.inbox import make_ready, quarantine, revoke
-from hsmkme.store.rows import KeyRow, erase, rows_of, void_rows
+from hsmkme.store.rows import KeyRow, erase, note_blocks, rows_of, void_rows
 from hsmkme.store.veins import relation_id, segments_of
 
 PAGE: Final = 16
 """Blocks in one question: a block may have hundreds of keys."""
+
+KEYS_OF_BLOCKS: Final = (
+    "SELECT DISTINCT key_id FROM key_of_block WHERE block_pk IN (SELECT value FROM json_each(?))"
+)
+"""Never reads all keys: there may be millions, and the peer waits a few seconds."""
 
 LIST: Final = 256
 """Ids of live blocks in one answer."""
@@ -106,13 +111,9 @@ def _pk(connection: Any, link_id: str, block_id: str) -> int | None:
 
 
 def _keys_of(connection: Any, block_pks: Iterable[int]) -> dict[int, list[KeyRow]]:
-    """Every key that has a part in one of the blocks, whatever became of it, pads too. Reads all keys once."""
+    """Every key that has a part in one of the blocks, whatever became of it, pads too."""
     wanted: dict[int, list[KeyRow]] = {block_pk: [] for block_pk in block_pks}
-    found = connection.execute(
-        "SELECT DISTINCT key_id FROM key, json_each(parts) AS part"
-        " WHERE part.value ->> '$[0]' IN (SELECT value FROM json_each(?))",
-        (json.dumps(list(wanted)),),
-    ).fetchall()
+    found = connection.execute(KEYS_OF_BLOCKS, (json.dumps(list(wanted)),)).fetchall()
     for row in rows_of(connection, [UUID(bytes=key_id) for (key_id,) in found]):
         for block_pk in {place[0] for place in row.places} & wanted.keys():
             wanted[block_pk].append(row)
@@ -237,6 +238,7 @@ def _remember(transaction: Transaction, link_id: str, kme_id: str, key: KeyRepor
             *(f"[{','.join(places)}]", transaction.now(), due),
         ),
     )
+    note_blocks(transaction, [(key.key_id.bytes, f"[{','.join(places)}]")])
     return True
 
 

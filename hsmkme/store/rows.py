@@ -68,6 +68,15 @@ def _places(parts: str) -> list[tuple[int, int, int]]:
         raise StoreError("the row of a claimed key was tampered with: it does not say where the key is") from error
 
 
+def note_blocks(transaction: Transaction, placed: Iterable[tuple[bytes, str]]) -> None:
+    """Note of which blocks keys that a peer knows of are; ``placed`` are key_IDs and places as their rows keep them.
+
+    Not by a trigger: the store allows no schema to call functions that look into JSON.
+    """
+    pairs = {(place[0], key_id) for key_id, parts in placed for place in _places(parts)}
+    transaction.executemany("INSERT INTO key_of_block VALUES (?, ?)", sorted(pairs))
+
+
 def blocks_of(connection: sqlite3.Connection, block_pks: Iterable[int]) -> dict[int, tuple[BlockSeal, str, bytes]]:
     """Seal, state and all segments of each block."""
     blocks = {}
