@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from hsmkme.agreement import Agreement, Sender
-from hsmkme.errors import HsmkmeError, PeerError, PeerRefused, PoolShort
+from hsmkme.errors import HsmkmeError, PeerError, PeerRefused, PeerUnavailable, PoolShort
 from hsmkme.messages.bodies import (
     Announce,
     Announced,
@@ -83,6 +83,8 @@ class Liaison:
                         self._attend(link)
                 self._say(link, "")
             except HsmkmeError as error:
+                if isinstance(error, PeerUnavailable) and not error.asked:
+                    continue  # said when it was asked
                 if isinstance(error, PeerRefused) and error.alarm and self._said.get(link.link_id) != str(error):
                     facts = {"link": link.link_id, "reason": str(error)}
                     self._store.log.append(Entry("alarm.peer-answer", ACTOR, facts))

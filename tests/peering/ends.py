@@ -74,7 +74,7 @@ class Wire:
     def send(self, draft: Draft) -> bytes:
         self.sent.append(draft)
         if draft.link_id == "near":
-            return Assigned(result=self.near).encoded()
+            return Assigned(result=self.near, log_rows=0).encoded()
         if self.cut:
             raise PeerUnavailable("cut")
         self.answers.append(self.say(draft))
@@ -160,6 +160,8 @@ def _end(kme_id: str, links: list[Link], directory: Path, token: Token, clock: F
     store.registry.admit_links(links, Entry("link.admit", "test"))
     for sae_id, serving in SERVED.items():
         store.registry.add_sae(sae_id, serving, Entry("sae.add", "test"))
+    for slave in SERVED.keys() - {MASTER}:
+        store.registry.allow(MASTER, slave, Entry("pair.allow", "test"))
     for slave in SERVED.keys() - {MASTER}:
         store.registry.allow(MASTER, slave, Entry("pair.allow", "test"))
     return End(kme_id, store, Custody(token, store, clock), path)
