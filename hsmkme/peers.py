@@ -120,9 +120,9 @@ class Peers:
             except BaseException:
                 connection.close()
                 raise
-        if len(body) > ANSWER_MOST:
+        if len(body) > ANSWER_MOST or answer.length:  # what is cut short is no forgery: it is asked for again
             connection.close()
-            raise http.client.HTTPException("the answer is too long")
+            raise http.client.HTTPException("the answer is too long, or not whole")
         if not answer.will_close:
             self._connections()[peer] = connection
         return answer.status, answer.headers, body

@@ -162,6 +162,4 @@ def _end(kme_id: str, links: list[Link], directory: Path, token: Token, clock: F
         store.registry.add_sae(sae_id, serving, Entry("sae.add", "test"))
     for slave in SERVED.keys() - {MASTER}:
         store.registry.allow(MASTER, slave, Entry("pair.allow", "test"))
-    for slave in SERVED.keys() - {MASTER}:
-        store.registry.allow(MASTER, slave, Entry("pair.allow", "test"))
     return End(kme_id, store, Custody(token, store, clock), path)
