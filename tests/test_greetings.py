@@ -13,7 +13,7 @@ from hsmkme.messages.bodies import Hello, Standing, parsed
 from hsmkme.messages.signing import VERSION
 from hsmkme.model import Entry, Link
 from hsmkme.store import Receipt, Store, migrate
-from hsmkme.store.links import RESTORED, STARTING
+from hsmkme.store.links import RESTORED, STARTING, new_incarnation
 from tests.conftest import FakeClock
 
 LINK = "near.far"
@@ -116,3 +116,12 @@ def test_a_store_that_knows_it_is_an_old_copy_is_not_measured_by_what_it_says_me
     near.live(5)
     far.greet(near)
     assert far.store.links.state(LINK).far_log_rows == before
+
+
+def test_each_incarnation_is_greater_than_the_one_before_it_however_soon_it_begins() -> None:
+    before = new_incarnation(1_800_000_000)
+    for _ in range(50):
+        after = new_incarnation(1_800_000_000, before)
+        assert after > before
+        assert len(after) == 32
+        before = after

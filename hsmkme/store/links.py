@@ -176,7 +176,7 @@ class Links:
             transaction.execute("DELETE FROM outbox WHERE link_id = ?", (link_id,))
             transaction.execute(
                 "UPDATE link SET incarnation = ?, sent = 0 WHERE link_id = ?",
-                (new_incarnation(transaction.now()), link_id),
+                (new_incarnation(transaction.now(), state_in(transaction, link_id).incarnation), link_id),
             )
             _judged(transaction, link_id)
             if grants:
@@ -197,9 +197,9 @@ class Links:
         )
 
 
-def new_incarnation(now: int) -> str:
-    """A name for the life of a store from ``now`` on: greater than those before, and like no other."""
-    return f"{now:016x}{secrets.token_hex(8)}"
+def new_incarnation(now: int, before: str = "") -> str:
+    """A name for the life of a store from ``now`` on: greater than the one ``before``, and like no other."""
+    return f"{max(now, int(before[:16] or '0', 16) + 1):016x}{secrets.token_hex(8)}"
 
 
 def _state(connection: Any, link_id: str) -> LinkState:
