@@ -13,7 +13,7 @@ from typing import Final
 from uuid import UUID
 
 from hsmkme.errors import KeyNotHeld, PoolShort
-from hsmkme.model import Demand, Entry, Part, Relation, Retry, SealedKey, segment_bytes
+from hsmkme.model import Demand, Entry, Relation, Retry, SealedKey
 from hsmkme.states import KeyState
 from hsmkme.store.answers import remember
 from hsmkme.store.claims import assign_of, claimed, vein_to
@@ -21,7 +21,7 @@ from hsmkme.store.database import Database, Transaction
 from hsmkme.store.inbox import revoke
 from hsmkme.store.outbox import OPEN, Draft, numbered, require_open
 from hsmkme.store.pads import Pads, claim_pads, use_up
-from hsmkme.store.rows import BARRED, KeyRow, blocks_of, rows_of, void_rows
+from hsmkme.store.rows import BARRED, KeyRow, blocks_of, parts_of, rows_of, void_rows
 from hsmkme.store.veins import claim_entry, relation_id
 
 DEPTH_MOST: Final = 128
@@ -197,15 +197,7 @@ def _drawable(transaction: Transaction, demand: Demand) -> list[KeyRow]:
 
 def _sealed(transaction: Transaction, rows: Sequence[KeyRow]) -> list[SealedKey]:
     blocks = blocks_of(transaction.connection, {place[0] for row in rows for place in row.places})
-    keys = []
-    for row in rows:
-        parts = []
-        for block_pk, first, count in row.places:
-            seal, _, sealed = blocks[block_pk]
-            stride = segment_bytes(seal.key_bits)
-            parts.append(Part(seal, first, count, sealed[first * stride : (first + count) * stride]))
-        keys.append(SealedKey(row.key_id, row.size, tuple(parts)))
-    return keys
+    return [SealedKey(row.key_id, row.size, parts_of(row, blocks)) for row in rows]
 
 
 def _delivered(

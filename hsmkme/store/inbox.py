@@ -31,9 +31,10 @@ from hsmkme.messages.bodies import (
     Void,
     Voided,
 )
-from hsmkme.model import Entry
+from hsmkme.model import BlockName, Entry
 from hsmkme.states import BlockState, KeyState
 from hsmkme.store.accepting import Insertion, accept, given, insert_assigned
+from hsmkme.store.blocks import freeze_block
 from hsmkme.store.database import Database, Transaction, head_of
 from hsmkme.store.links import (
     OPERATOR,
@@ -67,6 +68,8 @@ class Receipt:
 
 
 GiveUp = Callable[[Transaction, str, list[str], Entry], None]
+
+
 class Inbox:
     """The verbs of kme-peer/1 at the receiving end; ``entry`` names the peer as the actor."""
 
@@ -260,12 +263,7 @@ def make_ready(transaction: Transaction, link_id: str, block_id: str) -> bool:
 
 def quarantine(transaction: Transaction, link_id: str, block_id: str, actor: str) -> None:
     """The two ends hold other bytes under one name: freeze the block and raise an alarm, once."""
-    done = transaction.execute(
-        "UPDATE block SET state = 'frozen' WHERE link_id = ? AND block_id = ?"
-        " AND state IN ('deposited', 'ready', 'exhausted')",
-        (link_id, block_id),
-    )
-    if done.rowcount:
+    if freeze_block(transaction, BlockName(link_id, block_id)):
         transaction.append(Entry("alarm.block-mismatch", actor, {"link": link_id, "block": block_id}))
 
 

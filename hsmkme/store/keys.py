@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from uuid import UUID
 
 from hsmkme.errors import KeyNotHeld
-from hsmkme.model import BlockSeal, Entry, HeldKey, Part, Retry, SealedKey, segment_bytes
+from hsmkme.model import BlockSeal, Entry, HeldKey, Retry, SealedKey
 from hsmkme.states import KeyState
 from hsmkme.store.answers import remember
 from hsmkme.store.database import Database, Transaction
-from hsmkme.store.rows import BARRED, CHUNK, KeyRow, blocks_of, erase, rows_of, void_rows
+from hsmkme.store.rows import BARRED, CHUNK, KeyRow, blocks_of, erase, parts_of, rows_of, void_rows
 
 
 class Keys:
@@ -175,15 +175,12 @@ def _is_kept(connection: sqlite3.Connection, row: KeyRow) -> bool:
 
 
 def _held(row: KeyRow, blocks: dict[int, tuple[BlockSeal, str, bytes]]) -> HeldKey:
-    state, parts = row.state, []
-    for block_pk, first, count in row.places if blocks else []:
-        seal, block_state, sealed = blocks[block_pk]
-        if block_state in BARRED:
-            state = block_state
-        stride = segment_bytes(seal.key_bits)
-        parts.append(Part(seal, first, count, sealed[first * stride : (first + count) * stride]))
+    state, parts = row.state, parts_of(row, blocks) if blocks else ()
+    for block_pk, _, _ in row.places if blocks else []:
+        if blocks[block_pk][1] in BARRED:
+            state = blocks[block_pk][1]
     collected = frozenset(s for i, s in enumerate(row.relation.slaves) if row.served >> i & 1)
-    return HeldKey(SealedKey(row.key_id, row.size, tuple(parts)), row.relation, state, collected, row.collectable)
+    return HeldKey(SealedKey(row.key_id, row.size, parts), row.relation, state, collected, row.collectable)
 
 
 def _refuse_barred(transaction: Transaction, rows: Sequence[KeyRow]) -> None:

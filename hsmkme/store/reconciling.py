@@ -13,7 +13,7 @@ from typing import Any, Final
 from uuid import UUID
 
 from hsmkme.messages.bodies import Assign, AssignedKey, BlockReport, KeyReport, Place, Query, Report
-from hsmkme.model import Entry, Relation
+from hsmkme.model import Entry, Relation, due_bits
 from hsmkme.states import BlockState, KeyState
 from hsmkme.store.accepting import insert_assigned
 from hsmkme.store.database import Database, Transaction
@@ -219,7 +219,7 @@ def _remember(transaction: Transaction, link_id: str, kme_id: str, key: KeyRepor
         return False
     relation = Relation.of(key.master, key.slaves)
     here = {sae for (sae,) in transaction.execute("SELECT sae_id FROM sae WHERE kme_id = ?", (kme_id,))}
-    due = sum(1 << place for place, slave in enumerate(relation.slaves) if slave in here)
+    due = due_bits(relation, set(relation.slaves) - here)
     if key.mine:
         assigned = AssignedKey(key_id=key.key_id, parts=key.parts)
         assign = Assign(master=key.master, slaves=list(relation.slaves), size=key.size, keys=[assigned])

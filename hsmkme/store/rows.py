@@ -11,7 +11,7 @@ from typing import Final
 from uuid import UUID
 
 from hsmkme.errors import StoreError
-from hsmkme.model import BlockName, BlockSeal, Entry, Relation, segment_bytes
+from hsmkme.model import BlockName, BlockSeal, Entry, Part, Relation, segment_bytes
 from hsmkme.states import BlockState, KeyState
 from hsmkme.store.database import Transaction
 from hsmkme.store.outbox import post_voids
@@ -91,6 +91,16 @@ def blocks_of(connection: sqlite3.Connection, block_pks: Iterable[int]) -> dict[
         link_id, block_id, epoch, key_bits, wrapped, state, sealed = row
         blocks[block_pk] = (BlockSeal(BlockName(link_id, block_id), epoch, key_bits, wrapped), state, sealed)
     return blocks
+
+
+def parts_of(row: KeyRow, blocks: dict[int, tuple[BlockSeal, str, bytes]]) -> tuple[Part, ...]:
+    """The sealed parts of a key, out of what `blocks_of` gave of its blocks."""
+    parts = []
+    for block_pk, first, count in row.places:
+        seal, _, sealed = blocks[block_pk]
+        stride = segment_bytes(seal.key_bits)
+        parts.append(Part(seal, first, count, sealed[first * stride : (first + count) * stride]))
+    return tuple(parts)
 
 
 def void_rows(transaction: Transaction, rows: Sequence[KeyRow], entry: Entry, *, tell: bool = True) -> list[UUID]:
