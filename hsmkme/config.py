@@ -71,7 +71,6 @@ class ServerSection(_Section):
     sae_ca: FilePath
     sae_crl: FilePath | None = None
     workers: Positive = 2
-    threads: Positive = 8
     max_body_bytes: Positive = 65536
 
 
@@ -139,7 +138,6 @@ class PeeringSection(_Section):
     ca: FilePath
     crl: FilePath | None = None
     workers: Positive = 1
-    threads: Positive = 8
     max_body_bytes: Positive = 1_048_576
 
 

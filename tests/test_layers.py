@@ -22,7 +22,7 @@ LAYERS: Mapping[int, frozenset[str]] = {
     3: frozenset({"custody"}),
     2: frozenset({"hsm", "store", "audit"}),
     1: frozenset({"config", "fitting", "policy", "fairuse", "identifiers", "messages"}),
-    0: frozenset({"errors", "states", "words", "model", "__init__"}),
+    0: frozenset({"errors", "states", "words", "model", "waiting", "__init__"}),
 }
 LAYER_OF = {unit: layer for layer, units in LAYERS.items() for unit in units}
 STRANGERS = (5, 2)

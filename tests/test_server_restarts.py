@@ -145,7 +145,7 @@ def test_an_idle_client_does_not_keep_a_worker_from_leaving(kme: Demo) -> None:
 
 def test_a_server_told_to_end_answers_what_it_has_begun(kme: Demo) -> None:
     context, before = context_of(kme), delivered(kme)
-    with serving(kme, threads=2) as server:
+    with serving(kme) as server:
         wires = [Wire(server.port, context) for _ in range(40)]
         for wire in wires:
             wire.shake_hands()
@@ -165,7 +165,7 @@ def test_a_server_told_to_end_answers_what_it_has_begun(kme: Demo) -> None:
 
 def test_a_server_told_to_quit_does_not_go_on_consuming_keys_for_clients_it_has_left(kme: Demo) -> None:
     context, before = context_of(kme), delivered(kme)
-    with serving(kme, threads=1) as server:
+    with serving(kme) as server:
         wires = [Wire(server.port, context) for _ in range(150)]
         for wire in wires:
             wire.shake_hands()

@@ -47,7 +47,6 @@ def call(
         return refusal(400, "the request is not valid HTTP"), True
     sink = Sink(connection)
     response, environ = cast("Any", wsgi).create(parsed, sink, connection.peer, connection.server, settings)
-    environ["wsgi.multithread"] = True
     environ[PROXIED] = connection.proxied
     if last or connection.must_close:
         response.force_close()

@@ -38,17 +38,20 @@ class Connection:
     """A client's connection. The event loop calls `advance` when it is readable or writable as it asked.
 
     ``since`` says how long it has been waiting for the same thing, ``deadline`` until when it may, both in the loop's
-    clock; ``proxied`` that a trusted proxy is at the other end, ``certified`` that this or a good certificate is.
+    clock; ``watched`` which events the loop waits for; ``proxied`` that a trusted proxy is at the other end,
+    ``certified`` that this or a good certificate is.
     """
 
     def __init__(
         self, sock: Socket, peer: Address, server: Address, body_limit: int, now: float, *, proxied: bool
     ) -> None:
         self.socket = sock
+        self.descriptor = sock.fileno()
         self.peer = peer
         self.server = server
         self.proxied = self.certified = proxied
         self.wants_write = False
+        self.watched = 0
         self._body_limit = body_limit
         self._received = bytearray()
         self._framing = Framing(body_limit)
@@ -82,7 +85,7 @@ class Connection:
             self.close()
         return None
 
-    def answer(self, data: bytes, now: float, *, close: bool) -> bytes | None:
+    def answer(self, data: bytes, close: bool, now: float) -> bytes | None:
         """Send ``data``; afterwards wait for the next request, or end if ``close``. Gives a request already there."""
         self._answer, self._closing, self.wants_write = memoryview(data), close, True
         self._enter(Phase.ANSWER, now, ANSWER_SECONDS)
@@ -158,7 +161,11 @@ class Connection:
             self.socket.shutdown(socket.SHUT_WR)
             return None
         self._enter(Phase.REQUEST, now, REQUEST_SECONDS if self._received else IDLE_SECONDS)
-        return self._read(now)
+        return self._read(now) if self._received or self._decrypted() else None
+
+    def _decrypted(self) -> bool:
+        """Whether TLS holds bytes that the kernel knows nothing of any more."""
+        return isinstance(self.socket, ssl.SSLSocket) and self.socket.pending() > 0
 
     def _say_goodbye(self) -> None:
         """End what we send over TLS. The client may be sending still, be gone, or never have shaken hands."""

@@ -11,7 +11,7 @@ from hsmkme.store.agreed import Agreed, NewIds, Offer
 from hsmkme.store.answers import Answer, Answers
 from hsmkme.store.blocks import Blocks, Outcome
 from hsmkme.store.carried import Carried, carried_name
-from hsmkme.store.database import Chain, Database, connect, spoken, turn
+from hsmkme.store.database import Chain, Database, connect, spoken
 from hsmkme.store.inbox import Inbox, Receipt
 from hsmkme.store.keys import Keys
 from hsmkme.store.lineage import Lineages
@@ -24,6 +24,7 @@ from hsmkme.store.registry import Registry
 from hsmkme.store.sharing import Sharing
 from hsmkme.store.veins import Vein
 from hsmkme.store.views import Views
+from hsmkme.store.writers import turn
 
 __all__ = [
     "Agreed",

@@ -1,14 +1,12 @@
 """The SQLite file: one connection for each thread, one writer at a time, errors in the product's words.
 
-A write transaction that changes rows without writing to the audit log is rolled back: no caller can
-forget the record. Writers take turns by a thread lock and a lock file, because SQLite alone lets
-losers starve; a process that dies releases both.
+A write that changes rows without writing to the audit log is undone: no caller can forget the record. Writers of one
+process that come at the same time share a transaction and its commit (`Writers`). Processes take turns by a lock file,
+because SQLite alone lets losers starve; one that dies releases it.
 """
 
 from __future__ import annotations
 
-import fcntl
-import os
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -19,9 +17,7 @@ from typing import Protocol
 from hsmkme.errors import AuditBroken, IllegalTransition, StoreError, StoreUnavailable
 from hsmkme.model import Clock, Entry, LogRow
 from hsmkme.store import schema
-
-TURN_SECONDS = 10.0
-"""How long a thread waits for its turn to write."""
+from hsmkme.store.writers import Writers
 
 _SETTINGS = (
     "PRAGMA journal_mode = WAL",
@@ -83,27 +79,34 @@ class Database:
         self._chain = chain
         self._clock = clock
         self._local = threading.local()
-        self._thread_turn = threading.Lock()
+        self._writers = Writers(path, self._connected)
 
     @property
     def connection(self) -> sqlite3.Connection:
-        """This thread's connection, opened on first use."""
+        """This thread's connection for reading, opened on first use."""
         connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
         if connection is None:
-            connection = connect(self.path)
-            schema.require_current(connection)
-            self._local.connection = connection
+            connection = self._local.connection = self._connected()
+        return connection
+
+    def _connected(self) -> sqlite3.Connection:
+        connection = connect(self.path)
+        schema.require_current(connection)
         return connection
 
     def close(self) -> None:
-        """Close this thread's connection."""
+        """Close this thread's connection, and the one that writes."""
+        self._close_reader()
+        self._writers.close()
+
+    def _close_reader(self) -> None:
         if getattr(self._local, "connection", None) is not None:
             self._local.connection.close()
             self._local.connection = None
 
     @contextmanager
     def read(self) -> Iterator[sqlite3.Connection]:
-        """One consistent view of the database."""
+        """One consistent view of the database, as it was last committed."""
         with spoken(), self._lent() as connection:
             connection.execute("BEGIN")
             try:
@@ -114,70 +117,32 @@ class Database:
 
     @contextmanager
     def write(self, *, logged: bool = True) -> Iterator[Transaction]:
-        """A write transaction, durable when the block ends without an exception.
+        """A write, durable when the block has ended without an exception; with one, nothing is changed.
 
         With ``logged`` (always, but for the log's own seals) a change without an audit row is refused.
         """
-        with spoken(), self._turn(), self._lent() as connection:
-            connection.execute("BEGIN IMMEDIATE")
+        with spoken(), self._writers.part() as connection:
             before = connection.total_changes
-            try:
-                transaction = Transaction(connection, self._chain, self._clock)
-                yield transaction
-                if logged and connection.total_changes != before and not transaction.logged:
-                    raise StoreError("a change without an audit record was refused")
-                connection.execute("COMMIT")
-            finally:
-                if connection.in_transaction:
-                    connection.execute("ROLLBACK")
+            transaction = Transaction(connection, self._chain, self._clock)
+            yield transaction
+            if logged and connection.total_changes != before and not transaction.logged:
+                raise StoreError("a change without an audit record was refused")
 
     def checkpoint(self) -> None:
         """Move the WAL into the file and empty it: ``secure_delete`` does not reach into the WAL."""
-        with spoken(), self._turn(), self._lent() as connection:
+        with spoken(), self._writers.alone() as connection:
             (busy, *_) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         if busy:
             raise StoreUnavailable("the WAL cannot be emptied while somebody reads: it will be tried again")
 
     @contextmanager
     def _lent(self) -> Iterator[sqlite3.Connection]:
-        """This thread's connection. One that failed is given up: SQLite opens what it cannot write at that moment
-        for reading only, without saying so, and it would stay so."""
+        """This thread's connection for reading; one that failed is given up."""
         try:
             yield self.connection
         except sqlite3.OperationalError:
-            self.close()
+            self._close_reader()
             raise
-
-    @contextmanager
-    def _turn(self) -> Iterator[None]:
-        if not self._thread_turn.acquire(timeout=TURN_SECONDS):
-            raise StoreUnavailable("another writer does not end")
-        try:
-            with turn(self.path):
-                yield
-        finally:
-            self._thread_turn.release()
-
-
-@contextmanager
-def turn(path: Path, of: str = "turn", *, wait: bool = True) -> Iterator[bool]:
-    """Hold the lock file beside the store at ``path``: one writer among all processes.
-
-    Gives False, without the lock, when another has it and this one does not ``wait``.
-    """
-    descriptor = os.open(path.with_name(f"{path.name}.{of}"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        yield _locked(descriptor, wait)
-    finally:
-        os.close(descriptor)
-
-
-def _locked(descriptor: int, wait: bool) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-        return False
-    return True
 
 
 def connect(path: Path) -> sqlite3.Connection:

@@ -12,8 +12,9 @@ from typing import Any, Final
 from hsmkme.errors import StoreError
 from hsmkme.messages.bodies import Grant, GrantedBlock, Hello, Standing, parsed
 from hsmkme.model import Entry
-from hsmkme.store.database import Database, Transaction, head_of, spoken, turn
+from hsmkme.store.database import Database, Transaction, head_of, spoken
 from hsmkme.store.outbox import OPEN, post
+from hsmkme.store.writers import turn
 
 STARTING: Final = "starting"
 """The service began and has not heard from the peer yet whether this store is an old copy."""
