@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "hsmkme"
 
 LAYERS: Mapping[int, frozenset[str]] = {
-    7: frozenset({"wsgi", "__main__", "cli", "demo"}),
+    7: frozenset({"wsgi", "__main__", "cli", "demo", "bench"}),
     6: frozenset({"applications", "bootstrap", "server", "diagnosis"}),
     5: frozenset({"api", "drivers", "peers", "ceremony"}),
     4: frozenset({"kme", "agreement", "peering", "liaison", "relay", "intake", "upkeep"}),
@@ -37,7 +37,7 @@ ONLY_IN = {
     "sqlite3": {"store"},
     "sqlite_utils": {"store"},
     "psycopg": {"store"},
-    "flask": {"api", "applications", "wsgi"},
+    "flask": {"api", "applications", "wsgi", "bench"},
     "werkzeug": {"api"},
     "gunicorn": {"server"},
     "click": {"cli"},

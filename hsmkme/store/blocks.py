@@ -130,9 +130,7 @@ def _refusal(name: BlockName, clash: _Clash) -> BlockConflict | BlockReplayed:
 def _refuse_overflow(transaction: Transaction, link_id: str, more: int, limit: int) -> None:
     """Keys that wait for the peer's confirmation take room too: a peer that is away must not fill the disk."""
     (held,) = transaction.execute(
-        "SELECT (SELECT coalesce(sum(ready + theirs), 0) FROM pool WHERE link_id = :link)"
-        " + (SELECT coalesce(sum(key_count), 0) FROM block WHERE link_id = :link AND state = 'deposited')",
-        {"link": link_id},
+        "SELECT coalesce(sum(ready + theirs + waiting), 0) FROM pool WHERE link_id = ?", (link_id,)
     ).fetchone()
     if held + more > limit:
         raise PoolFull(f"link {link_id} holds {held} keys of at most {limit}: no room for {more} more now")

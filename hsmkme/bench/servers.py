@@ -1,0 +1,82 @@
+"""The servers that are measured: started, waited for, asked for their CPU time, ended."""
+
+from __future__ import annotations
+
+import random
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from hsmkme.errors import OperatorFault
+
+START_SECONDS: Final = 60.0
+STOP_SECONDS: Final = 40.0
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """Processes that serve on ``port`` of this machine, each the first of its family."""
+
+    port: int
+    pids: tuple[int, ...]
+
+
+def gthread_command(port: int, certificates: Path, ca: Path) -> list[str]:
+    """Stock gunicorn, as people run it, with the empty endpoint behind mutual TLS."""
+    return [
+        *(sys.executable, "-m", "gunicorn", "hsmkme.bench.bare:create_app()"),
+        *("--bind", f"127.0.0.1:{port}", "--workers", "2", "--threads", "8", "--worker-class", "gthread"),
+        *("--certfile", str(certificates / "cert.pem"), "--keyfile", str(certificates / "key.pem")),
+        *("--ca-certs", str(ca), "--cert-reqs", "2", "--no-control-socket"),
+    ]
+
+
+def ceiling_command(port: int, config: Path) -> list[str]:
+    """The empty endpoint on the product's own worker class, with the listener of ``config``."""
+    return [sys.executable, "-m", "hsmkme.bench.bare", str(config), str(port)]
+
+
+@contextmanager
+def serving(command: Sequence[str], port: int, log: Path) -> Iterator[Running]:
+    """A server started by ``command`` and listening on ``port``; what it says goes to ``log``."""
+    with log.open("ab") as output:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+    try:
+        _wait_until_listening(process, port, log)
+        yield Running(port, (process.pid,))
+    finally:
+        process.terminate()
+        try:
+            process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _wait_until_listening(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while True:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        if process.poll() is not None or time.monotonic() > deadline:
+            end = "\n".join(log.read_text(errors="replace").splitlines()[-8:])
+            raise OperatorFault(f"a server to be measured does not start; its log {log} ends:\n{end}")
+        time.sleep(0.05)
+
+
+def free_ports(*offsets: int) -> int:
+    """A port that is free with those at ``offsets`` above it, and that the system gives to no connection."""
+    first_of_connections = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    while True:
+        port = random.randrange(10_240, max(first_of_connections - 64, 12_000))  # noqa: S311 - no secret
+        with suppress(OSError), ExitStack() as stack:
+            for offset in (0, *offsets):
+                stack.enter_context(socket.create_server(("127.0.0.1", port + offset)))
+            return port
