@@ -146,7 +146,7 @@ def test_a_writer_waits_for_another_and_then_goes_on(database: Database, subject
 
 
 def test_a_deposit_on_a_full_disk_is_refused_as_passing(subject: Subject) -> None:
-    connection = subject.store.blocks._database._writers._connected()
+    connection = subject.store.blocks._database.writers.connected()
     (pages,) = connection.execute("PRAGMA page_count").fetchone()
     connection.execute(f"PRAGMA max_page_count = {pages + 2}")
     before = subject.everything()
@@ -347,7 +347,7 @@ def test_every_connection_has_the_settings_the_guarantees_need(path: Path, subje
 
 def test_counting_and_claiming_cost_the_same_whatever_the_size_of_the_pool(subject: Subject) -> None:
     database = subject.store.blocks._database
-    connections = (database.connection, database._writers._connected())
+    connections = (database.connection, database.writers.connected())
 
     def steps(verb: Callable[[], object]) -> int:
         """How many instructions SQLite's machine runs for ``verb``."""

@@ -24,38 +24,50 @@ TURN_SECONDS: Final = 10.0
 PARTS_MOST: Final = 64
 """After so many parts a transaction is committed even if others wait: other processes wait too."""
 
+Tail = tuple[int, bytes]
+"""Number and hash of the last row of the log."""
 
-class _Group:
-    """One open transaction on ``connection``, while ``turn`` keeps other processes from writing."""
+
+class Group:
+    """One open transaction on ``connection``, while ``turn`` keeps other processes from writing.
+
+    ``tail`` is where the log ends, once a part has written to it: one row says so for all parts, in the end.
+    """
 
     def __init__(self, connection: sqlite3.Connection, turn: ExitStack) -> None:
         self.connection = connection
+        self.tail: Tail | None = None
         self.parts = 0
-        self.failure: sqlite3.Error | None = None
+        self.failure: BaseException | None = None
+        self._tail_before: Tail | None = None
         self._turn = turn
         self._waits: list[Wait] = []
 
-    @contextmanager
-    def part(self) -> Iterator[None]:
-        """A part, undone if it ends by an exception. What SQLite cannot do spoils the whole."""
+    def begin_part(self) -> None:
+        """What is changed from here on can be undone by itself."""
+        self._tail_before = self.tail
         self.connection.execute("SAVEPOINT part")
-        try:
-            yield
-        except BaseException as error:
-            if self.connection.in_transaction:
-                self.connection.execute("ROLLBACK TO part")
-                self.connection.execute("RELEASE part")
-            if isinstance(error, sqlite3.OperationalError):
-                self.failure = error
-            raise
-        self.connection.execute("RELEASE part")
-        self.parts += 1
+
+    def end_part(self, error: BaseException | None) -> None:
+        """Keep a part, or undo it because of ``error``. What SQLite itself cannot do spoils the other parts too."""
+        if error is None:
+            self.connection.execute("RELEASE part")
+            self.parts += 1
+            return
+        self.tail = self._tail_before
+        if isinstance(error, sqlite3.OperationalError) or not self.connection.in_transaction:
+            self.failure = error
+        else:
+            self.connection.execute("ROLLBACK TO part")
+            self.connection.execute("RELEASE part")
 
     def end(self) -> None:
         """Commit, or not if it is spoilt, and tell those who wait."""
         try:
-            if self.failure is None:
-                self.connection.execute("COMMIT" if self.parts else "ROLLBACK")
+            if self.failure is None and self.parts:
+                if self.tail is not None:
+                    self.connection.execute("UPDATE log_head SET seq = ?, hash = ?", self.tail)
+                self.connection.execute("COMMIT")
         except sqlite3.Error as error:
             self.failure = error
         finally:
@@ -65,8 +77,8 @@ class _Group:
             for wait in self._waits:
                 wait.end()
 
-    def expect(self) -> Wait:
-        """What ends when the transaction has."""
+    def wait_for_end(self) -> Wait:
+        """A wait for `end`."""
         wait = new_wait()
         self._waits.append(wait)
         return wait
@@ -80,51 +92,62 @@ class Writers:
         self._connect = connect
         self._places = Places(1)
         self._connection: sqlite3.Connection | None = None
-        self._group: _Group | None = None
+        self._group: Group | None = None
 
-    @contextmanager
-    def part(self) -> Iterator[sqlite3.Connection]:
-        """A part in a transaction: durable when this has ended, undone if it ends by an exception.
+    def enter(self) -> Group:
+        """Begin a part of a transaction, alone until `leave`."""
+        self._take_place()
+        try:
+            if self._group is None:
+                self._group = self._begun()
+            self._group.begin_part()
+        except BaseException:
+            self._end_group()
+            self._places.give_back()
+            raise
+        return self._group
 
-        Raises `StoreUnavailable`, and nothing is changed, when another part spoilt the transaction.
+    def leave(self, group: Group, error: BaseException | None) -> None:
+        """End the part: durable when this returns, or undone because of ``error``.
+
+        Raises `StoreUnavailable`, and nothing is changed, when the transaction could not be committed.
         """
-        with self._place():
-            group = self._group = self._group or self._begun()
-            try:
-                with group.part():
-                    yield group.connection
-            finally:
-                wait = None if self._is_last_of(group) else group.expect()
+        wait = None
+        try:
+            group.end_part(error)
+            if not self._ended(group) and error is None:
+                wait = group.wait_for_end()
+        finally:
+            self._places.give_back()
         if wait is not None:
             wait.wait()
-        if group.failure is not None:
+        if error is None and group.failure is not None:
             raise StoreUnavailable(f"the store cannot be used now: {group.failure}") from group.failure
 
     @contextmanager
     def alone(self) -> Iterator[sqlite3.Connection]:
         """The connection outside of a transaction, while nobody writes."""
-        with self._place():
+        self._take_place()
+        try:
             self._end_group()
             with turn(self._path):
-                yield self._connected()
-
-    def close(self) -> None:
-        """Close the connection."""
-        with self._place():
-            self._end_group()
-            self._give_up_connection()
-
-    @contextmanager
-    def _place(self) -> Iterator[None]:
-        if not self._places.take(TURN_SECONDS):
-            raise StoreUnavailable("another writer does not end")
-        try:
-            yield
+                yield self.connected()
         finally:
             self._places.give_back()
 
-    def _is_last_of(self, group: _Group) -> bool:
-        """Commit if nobody waits for a part, or the group is full or spoilt; whoever can come does so first."""
+    def close(self) -> None:
+        """Close the connection."""
+        self._take_place()
+        self._end_group()
+        self._give_up_connection()
+        self._places.give_back()
+
+    def _take_place(self) -> None:
+        if not self._places.take(TURN_SECONDS):
+            raise StoreUnavailable("another writer does not end")
+
+    def _ended(self, group: Group) -> bool:
+        """Commit if nobody waits for a part, or the group is full or spoilt. Whoever can come does so first."""
         if not self._places.awaited:
             breathe()
         if self._places.awaited and group.parts < PARTS_MOST and group.failure is None:
@@ -132,16 +155,16 @@ class Writers:
         self._end_group()
         return True
 
-    def _begun(self) -> _Group:
+    def _begun(self) -> Group:
         with ExitStack() as stack:
             stack.enter_context(turn(self._path))
-            connection = self._connected()
+            connection = self.connected()
             try:
                 connection.execute("BEGIN IMMEDIATE")
             except sqlite3.Error:
                 self._give_up_connection()
                 raise
-            return _Group(connection, stack.pop_all())
+            return Group(connection, stack.pop_all())
 
     def _end_group(self) -> None:
         group, self._group = self._group, None
@@ -150,7 +173,8 @@ class Writers:
             if group.failure is not None:
                 self._give_up_connection()
 
-    def _connected(self) -> sqlite3.Connection:
+    def connected(self) -> sqlite3.Connection:
+        """The connection, opened on first use."""
         if self._connection is None:
             self._connection = self._connect()
         return self._connection
