@@ -453,6 +453,7 @@ def test_a_client_that_reads_nothing_is_not_invited_but_left(pair: tuple[socket.
     fill(connection.socket)
     client.sendall(POST + b"Content-Length: 3\r\nExpect: 100-continue\r\n\r\n")
     assert connection.answer(b"", 0.0, close=False) is None
+    assert connection.advance(0.0) is None
     assert connection.phase is Phase.CLOSED
 
 

@@ -85,7 +85,7 @@ class Connection:
             self.close()
         return None
 
-    def answer(self, data: bytes, close: bool, now: float) -> bytes | None:
+    def answer(self, data: bytes, now: float, *, close: bool) -> bytes | None:
         """Send ``data``; afterwards wait for the next request, or end if ``close``. Gives a request already there."""
         self._answer, self._closing, self.wants_write = memoryview(data), close, True
         self._enter(Phase.ANSWER, now, ANSWER_SECONDS)

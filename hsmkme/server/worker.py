@@ -188,8 +188,7 @@ class EventWorker(Worker):
         try:
             request = step(time.monotonic())
         except FramingError as error:
-            step = partial(connection.answer, refusal(error.status, error.message), True)
-            request = step(time.monotonic())
+            request = connection.answer(refusal(error.status, error.message), time.monotonic(), close=True)
         if request is not None:
             self._begin(connection, request)
         elif connection.phase is Phase.CLOSED:
@@ -256,7 +255,7 @@ class EventWorker(Worker):
         self._waiting -= 1
 
     def _answer(self, connection: Connection, data: bytes, close: bool) -> None:
-        self._go_on(connection, partial(connection.answer, data, close))
+        self._go_on(connection, lambda now: connection.answer(data, now, close=close))
 
     def _count(self) -> None:
         """After so many requests the worker makes way for a new one: the token's library leaks a little."""
