@@ -21,8 +21,9 @@ from hsmkme.store.database import Database, Transaction
 from hsmkme.store.inbox import revoke
 from hsmkme.store.outbox import OPEN, Draft, numbered, require_open
 from hsmkme.store.pads import Pads, claim_pads, use_up
-from hsmkme.store.rows import BARRED, KeyRow, blocks_of, parts_of, rows_of, void_rows
-from hsmkme.store.veins import claim_entry, relation_id
+from hsmkme.store.rows import BARRED, KeyRow, parts_of, relation_id, rows_of, update_rows, void_rows
+from hsmkme.store.segments import runs_of
+from hsmkme.store.veins import claim_entry
 
 DEPTH_MOST: Final = 128
 """The most keys that a relation is given ahead of need."""
@@ -119,11 +120,10 @@ class Agreed:
             require_open(transaction, offer.draft.link_id)
             for pads in offer.pads:
                 use_up(transaction, pads, entry.actor)
-            moved = transaction.executemany(
-                "UPDATE key SET state = 'assigned' WHERE key_id = ? AND state = 'assigning'",
-                [(key_id.bytes,) for key_id in offer.key_ids],
+            moved = update_rows(
+                transaction, "UPDATE key SET state = 'assigned' WHERE state = 'assigning'", offer.key_ids
             )
-            if moved.rowcount != len(offer.key_ids):
+            if moved != len(offer.key_ids):
                 raise KeyNotHeld("the offer was given up before the peer confirmed it")
             transaction.executemany(
                 "UPDATE far_end SET log_rows = max(log_rows, ?) WHERE link_id = ?",
@@ -196,18 +196,17 @@ def _drawable(transaction: Transaction, demand: Demand) -> list[KeyRow]:
 
 
 def _sealed(transaction: Transaction, rows: Sequence[KeyRow]) -> list[SealedKey]:
-    blocks = blocks_of(transaction.connection, {place[0] for row in rows for place in row.places})
-    return [SealedKey(row.key_id, row.size, parts_of(row, blocks)) for row in rows]
+    runs = runs_of(transaction.connection, [place for row in rows for place in row.places])
+    return [SealedKey(row.key_id, row.size, parts_of(row, runs)) for row in rows]
 
 
 def _delivered(
     transaction: Transaction, demand: Demand, keys: Sequence[SealedKey], entry: Entry, retry: Retry | None
 ) -> None:
-    now, key_ids = transaction.now(), [key.key_id for key in keys]
-    transaction.executemany(
-        "UPDATE key SET state = ?, claimed_at = ? WHERE key_id = ?",
-        [(KeyState.DELIVERED.value, now, key_id.bytes) for key_id in key_ids],
-    )
+    key_ids = [key.key_id for key in keys]
+    statement = "UPDATE key SET state = 'delivered', claimed_at = ? WHERE state = 'assigned'"
+    if update_rows(transaction, statement, key_ids, transaction.now()) != len(keys):
+        raise KeyNotHeld("a key that was agreed ended a moment ago")
     if retry is not None:
         remember(transaction, retry, key_ids)
     transaction.append(claim_entry(entry, demand, keys))
