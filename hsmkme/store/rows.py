@@ -124,15 +124,19 @@ class Batch:
 
 def insert_rows(transaction: Transaction, batch: Batch, key_ids: Sequence[UUID], places: Sequence[Places]) -> None:
     """Make rows of keys and, if a peer knows of them, notes of which blocks they are: all by one statement each."""
-    together = {
-        "key_ids": b"".join(key_id.bytes for key_id in key_ids),
-        "places": json.dumps(places, separators=(",", ":")),
+    values = {
+        "key_ids": b"".join([key_id.bytes for key_id in key_ids]),
+        "places": json.dumps(places),
+        "relation": relation_id(transaction, batch.relation),
+        "state": batch.state.value,
+        "size": batch.size,
+        "now": transaction.now(),
+        "mine": batch.mine,
+        "due": batch.due,
     }
-    own = {"relation": relation_id(transaction, batch.relation), "state": batch.state.value, "size": batch.size}
-    side = {"now": transaction.now(), "mine": batch.mine, "due": batch.due}
-    transaction.execute(_INSERT, {**together, **own, **side})
+    transaction.execute(_INSERT, values)
     if not batch.mine or batch.due != -1:
-        transaction.execute(_NOTE, together)
+        transaction.execute(_NOTE, values)
 
 
 def parts_of(row: KeyRow, runs: dict[int, Run]) -> tuple[Part, ...]:
