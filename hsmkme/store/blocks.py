@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from uuid import UUID
 
 from hsmkme.errors import BlockConflict, BlockReplayed, PoolFull
 from hsmkme.model import (
     BlockName,
     Demand,
     Entry,
+    Part,
     Retry,
     SealedBlock,
     SealedKey,
@@ -18,7 +18,9 @@ from hsmkme.model import (
 from hsmkme.states import BlockState, KeyState
 from hsmkme.store.answers import remember
 from hsmkme.store.database import Database, Transaction
-from hsmkme.store.veins import Vein, claim_entry, cut, enough, relation_id, take, veins_of
+from hsmkme.store.rows import Batch, insert_rows
+from hsmkme.store.segments import Places
+from hsmkme.store.veins import Vein, claim_entry, cut, enough, take, veins_of
 
 
 class Outcome(StrEnum):
@@ -66,23 +68,16 @@ class Blocks:
         ``retry``, audit row. After it the keys count as delivered, whatever happens to the caller.
         """
         with self._database.write() as transaction:
-            keys: list[SealedKey] = []
-            rows: list[tuple[UUID, str]] = []
-            waiting = list(reversed(demand.key_ids))
+            pieces: list[tuple[tuple[Part, ...], Places]] = []
             for vein in enough(transaction, demand):
-                runs = take(transaction, vein, min(len(waiting), vein.keys) * vein.per_key)
-                for parts, places in cut(runs, vein.per_key):
-                    key_id = waiting.pop()
-                    keys.append(SealedKey(key_id, demand.size, parts))
-                    rows.append((key_id, places))
-            relation = relation_id(transaction, demand.relation)
-            now = transaction.now()
-            transaction.executemany(
-                "INSERT INTO key (key_id, relation_id, state, size, parts, claimed_at) VALUES (?, ?, ?, ?, ?, ?)",
-                [(k.bytes, relation, KeyState.DELIVERED.value, demand.size, p, now) for k, p in rows],
-            )
+                wanted = min(len(demand.key_ids) - len(pieces), vein.keys)
+                pieces += cut(take(transaction, vein, wanted * vein.per_key), vein.per_key)
+            batch = Batch(demand.relation, demand.size, KeyState.DELIVERED)
+            insert_rows(transaction, batch, demand.key_ids, [places for _, places in pieces])
             if retry is not None:
                 remember(transaction, retry, demand.key_ids)
+            named = zip(demand.key_ids, pieces, strict=True)
+            keys = [SealedKey(key_id, demand.size, parts) for key_id, (parts, _) in named]
             transaction.append(claim_entry(entry, demand, keys))
             return keys
 
