@@ -554,7 +554,9 @@ def test_a_token_opened_before_a_fork_is_refused_after_it_and_serves_its_own_pro
         (pkcs11.KeyUnextractable(), Fault.BUG, TokenMisuse),
         (pkcs11.SessionReadOnly(), Fault.BUG, TokenMisuse),
         (pkcs11.PKCS11Error("Unmapped error code 0x1b"), Fault.BUG, TokenMisuse),
-        (CryptokiError("C_InitToken", 0xE0), Fault.BUG, TokenMisuse),
+        (CryptokiError("C_InitToken", 0xE0), Fault.DEVICE, TokenUnavailable),
+        (CryptokiError("C_Decrypt", 0x40), Fault.RECORD, TokenUnavailable),
+        (CryptokiError("C_Decrypt", 0x54), Fault.BUG, TokenMisuse),
     ],
     ids=lambda value: repr(value) if isinstance(value, Exception) else "",
 )

@@ -17,12 +17,7 @@ from typing import Final
 import pkcs11
 
 from hsmkme.errors import OperatorFault, TokenError, TokenMisuse, TokenUnavailable
-from hsmkme.hsm.cryptoki import (
-    CKR_CRYPTOKI_NOT_INITIALIZED,
-    CKR_OBJECT_HANDLE_INVALID,
-    CKR_SESSION_HANDLE_INVALID,
-    CryptokiError,
-)
+from hsmkme.hsm.cryptoki import CryptokiError
 
 
 class Fault(StrEnum):
@@ -93,7 +88,12 @@ _BY_CLASS: Final[dict[type[Exception], Fault]] = {
     ),
 }
 
-_HANDLES_LOST: Final = (CKR_OBJECT_HANDLE_INVALID, CKR_SESSION_HANDLE_INVALID, CKR_CRYPTOKI_NOT_INITIALIZED)
+# The same of calls that are made without the binding.
+_BY_CODE: Final = {
+    **dict.fromkeys((0x5, 0x6, 0x40, 0x41, 0x110, 0x112), Fault.RECORD),
+    **dict.fromkeys((0x60, 0x82, 0x90, 0x91, 0xB0, 0xB3, 0xF0, 0x101, 0x113, 0x190), Fault.SESSION),
+    **dict.fromkeys((0x2, 0x3, 0x30, 0x31, 0x32, 0x50, 0xB1, 0xE0, 0xE1), Fault.DEVICE),
+}
 
 # The binding has no class for CKR_CRYPTOKI_NOT_INITIALIZED, only these words.
 _FINALISED: Final = "Initialisation error (not initialized)"
@@ -102,7 +102,7 @@ _FINALISED: Final = "Initialisation error (not initialized)"
 def fault_of(error: Exception) -> Fault:
     """The kind of a binding error; what is not known is a bug."""
     if isinstance(error, CryptokiError):
-        return Fault.SESSION if error.code in _HANDLES_LOST else Fault.BUG
+        return _BY_CODE.get(error.code, Fault.BUG)
     if str(error).startswith(_FINALISED):
         return Fault.SESSION
     return _BY_CLASS.get(type(error), Fault.BUG)

@@ -23,12 +23,15 @@ from typing import Any, Final
 import pkcs11
 
 from hsmkme.errors import OperatorFault, TokenMisuse, TokenUnavailable
+from hsmkme.hsm.block_keys import BlockKeys
 from hsmkme.hsm.cryptoki import Cryptoki
 from hsmkme.hsm.faults import translated
 from hsmkme.hsm.module import load_module
 from hsmkme.hsm.profiles import TokenAddress
+from hsmkme.hsm.segments import Segments
 from hsmkme.hsm.softhsm import mend_token_files
 from hsmkme.hsm.templates import mapper
+from hsmkme.model import BlockSeal
 
 LANE_WAIT_SECONDS: Final = 10.0
 """How long a caller waits for a lane: a C call cannot be cancelled, so what waits on it is bounded."""
@@ -50,11 +53,12 @@ PinSource = Callable[[], str]
 
 @dataclass(slots=True)
 class Lane:
-    """A session and what was reached through it."""
+    """A session and what was reached through it: token objects, and the blocks whose keys are unwrapped."""
 
     session: Any
+    keys: BlockKeys
     objects: dict[str, Any] = field(default_factory=dict)
-    block_keys: OrderedDict[bytes, Any] = field(default_factory=OrderedDict)
+    opened: OrderedDict[BlockSeal, Segments] = field(default_factory=OrderedDict)
 
 
 class Sessions:
@@ -88,7 +92,8 @@ class Sessions:
         self._started = _Module.starts
         self._anchor = token.open(rw=self._writable, user_pin=self._pin(), attribute_mapper=mapper())
         for _ in range(self.address.profile.max_sessions):
-            self._lanes.put(Lane(token.open(rw=self._writable, attribute_mapper=mapper())))
+            session = token.open(rw=self._writable, attribute_mapper=mapper())
+            self._lanes.put(Lane(session, BlockKeys(self.cryptoki, session.handle)))
             self._lanes_open += 1
 
     @contextmanager

@@ -15,17 +15,19 @@ from typing import Any, Final
 
 import pkcs11
 from cryptography.hazmat.primitives import serialization
-from pkcs11 import KeyType, MechanismFlag, ObjectClass
+from pkcs11 import ObjectClass
 from pkcs11.mechanisms import Mechanism
 from pkcs11.util.ec import encode_ec_public_key
 
 from hsmkme.errors import RecordFault, TokenUnavailable
 from hsmkme.hsm import masking, sealing, templates
 from hsmkme.hsm.anchor import Anchor, anchored
+from hsmkme.hsm.cryptoki import CryptokiError
 from hsmkme.hsm.faults import Fault, fault_of
 from hsmkme.hsm.objects import AUDIT_LABEL, DIGEST_LABEL, check_value, find_object, link_label, master_label
 from hsmkme.hsm.profiles import TokenAddress
 from hsmkme.hsm.running import Runner
+from hsmkme.hsm.segments import Segments
 from hsmkme.hsm.session import Lane, PinSource, Sessions
 from hsmkme.model import (
     BlockName,
@@ -184,98 +186,61 @@ class Token:
 
     def _seal(self, lane: Lane, block: RawBlock, epoch: int) -> SealedBlock:
         master = self._master(lane, epoch)
-        block_key = lane.session.generate_key(
-            KeyType.AES, sealing.BLOCK_KEY_BITS, capabilities=MechanismFlag.ENCRYPT, template=templates.SEALING_KEY
-        )
+        key = lane.keys.generate()
         try:
-            templates.verify_object("block key", block_key, templates.SEALING_KEY, self._sessions.cryptoki)
-            segments = self._encrypt_all(block_key, block)
-            wrapped = bytes(master.wrap_key(block_key, mechanism=Mechanism.AES_KEY_WRAP))
+            segments = Segments(key, block.name, block.key_bits).run(0, block.material.reveal())
+            wrapped = lane.keys.wrap(key, master.handle)
         finally:
-            block_key.destroy()
+            lane.keys.destroy(key.handle)
         digest = self._digest(lane, sealing.digest_input(block))
         return sealing.sealed_block(block, epoch, wrapped, segments, digest)
-
-    def _encrypt_all(self, block_key: Any, block: RawBlock) -> bytes:
-        bound = sealing.binding(block.name.link_id, block.name.block_id, block.key_bits)
-        plain, stride = block.material.reveal(), block.key_bits // 8
-        return b"".join(
-            block_key.encrypt(
-                plain[index * stride : (index + 1) * stride],
-                mechanism=Mechanism.AES_GCM,
-                mechanism_param=sealing.gcm_parameters(bound, index),
-            )
-            for index in range(block.key_count)
-        )
 
     def _digest(self, lane: Lane, covered: bytes) -> bytes:
         key = self._object(lane, DIGEST_LABEL, ObjectClass.SECRET_KEY, templates.DIGEST)
         return _sized(bytes(key.sign(covered, mechanism=Mechanism.SHA256_HMAC)), DIGEST_BYTES)
 
     def _open(self, lane: Lane, key: SealedKey) -> OpenKey:
-        plain = b"".join(self._open_part(lane, part) for part in key.parts)
+        plain = b"".join([self._open_part(lane, part) for part in key.parts])
         if len(plain) * 8 < key.size:
             raise RecordFault(key.parts[0].block.name.link_id, key.parts[0].block.name.block_id)
         return OpenKey(key.key_id, KeyMaterial(plain[: key.size // 8]))
 
     def _open_part(self, lane: Lane, part: Part) -> bytes:
         seal = part.block
+        if not sealing.is_whole(part):
+            raise RecordFault(seal.name.link_id, seal.name.block_id)
         try:
-            block_key = self._opening_key(lane, seal)
-            bound = sealing.binding(seal.name.link_id, seal.name.block_id, seal.key_bits)
-            opened = [
-                block_key.decrypt(
-                    segment,
-                    mechanism=Mechanism.AES_GCM,
-                    mechanism_param=sealing.gcm_parameters(bound, part.first + offset),
-                )
-                for offset, segment in enumerate(sealing.slices(part.sealed, seal.key_bits))
-            ]
-        except pkcs11.PKCS11Error as error:
+            return self._opened_block(lane, seal).run(part.first, part.sealed)
+        except (pkcs11.PKCS11Error, CryptokiError) as error:
             if fault_of(error) is not Fault.RECORD:
                 raise
             self._prove(lane, seal.epoch)  # raises if it is the device that fails
             raise RecordFault(seal.name.link_id, seal.name.block_id) from error
-        if len(opened) != part.count or any(len(plain) * 8 != seal.key_bits for plain in opened):
-            raise RecordFault(seal.name.link_id, seal.name.block_id)
-        return b"".join(opened)
 
-    def _opening_key(self, lane: Lane, seal: BlockSeal) -> Any:
-        """The block key as a session object that only decrypts; unwrapped once, then kept while in use."""
+    def _opened_block(self, lane: Lane, seal: BlockSeal) -> Segments:
+        """The block through its key as a session object that only decrypts; unwrapped once, then kept while in use."""
+        kept = lane.opened.get(seal)
+        if kept is not None:
+            lane.opened.move_to_end(seal)
+            return kept
         wrapped_key = sealing.wrapped_key_of(seal)
         if wrapped_key is None:
             raise RecordFault(seal.name.link_id, seal.name.block_id)
-        cached = lane.block_keys.get(seal.wrapped)
-        if cached is not None:
-            lane.block_keys.move_to_end(seal.wrapped)
-            return cached
-        block_key = self._master(lane, seal.epoch).unwrap_key(
-            ObjectClass.SECRET_KEY,
-            KeyType.AES,
-            wrapped_key,
-            mechanism=Mechanism.AES_KEY_WRAP,
-            capabilities=MechanismFlag.DECRYPT,
-            template=templates.OPENING_KEY,
-        )
-        templates.verify_object("block key", block_key, templates.OPENING_KEY, self._sessions.cryptoki)
-        lane.block_keys[seal.wrapped] = block_key
-        while len(lane.block_keys) > self._block_keys:
-            lane.block_keys.popitem(last=False)[1].destroy()
-        return block_key
+        key = lane.keys.unwrap(wrapped_key, self._master(lane, seal.epoch).handle)
+        lane.opened[seal] = Segments(key, seal.name, seal.key_bits)
+        while len(lane.opened) > self._block_keys:
+            lane.keys.destroy(lane.opened.popitem(last=False)[1].key.handle)
+        return lane.opened[seal]
 
     def _prove(self, lane: Lane, epoch: int) -> None:
         """Seal and open a known answer; if that fails too, it is the device and not the record."""
         sealed = self._seal(lane, _PROOF, epoch)
         try:
-            block_key = self._opening_key(lane, sealed.seal)
-            bound = sealing.binding(_PROOF.name.link_id, _PROOF.name.block_id, _PROOF.key_bits)
-            plain = block_key.decrypt(
-                sealed.segments, mechanism=Mechanism.AES_GCM, mechanism_param=sealing.gcm_parameters(bound, 0)
-            )
+            plain = self._opened_block(lane, sealed.seal).run(0, sealed.segments)
         finally:
-            kept = lane.block_keys.pop(sealed.seal.wrapped, None)
+            kept = lane.opened.pop(sealed.seal, None)
             if kept is not None:
-                kept.destroy()
+                lane.keys.destroy(kept.key.handle)
         if plain != _PROOF.material.reveal():
             raise TokenUnavailable("the token opens a known answer wrongly")
 
