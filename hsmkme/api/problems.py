@@ -1,13 +1,14 @@
-"""From an error to an HTTP answer: the one table, and the Error body of ETSI GS QKD 014 §6.5."""
+"""HTTP answers. From an error to one: the one table, and the Error body of ETSI GS QKD 014 §6.5."""
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
-from typing import Final
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Final
 
-from flask import Response
 from werkzeug.exceptions import HTTPException
 
 from hsmkme.errors import (
@@ -22,6 +23,9 @@ from hsmkme.errors import (
     TokenMisuse,
     TokenUnavailable,
 )
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
 log = logging.getLogger(__name__)
 
@@ -40,15 +44,31 @@ _UNAVAILABLE: Final = "the KME cannot deliver keys now"
 _RETRY_SECONDS: Final = 5
 
 
-def answer(value: Mapping[str, object] | bytes, status: int = 200) -> Response:
-    """A JSON answer that nobody may store (point 29); ``value`` is encoded unless it is bytes."""
-    body = value if isinstance(value, bytes) else json.dumps(value, separators=(",", ":")).encode()
-    response = Response(body, status=status, mimetype="application/json")
-    response.headers["Cache-Control"] = "no-store"
-    return response
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A JSON answer that nobody may store (point 29), as a WSGI application; Flask takes it for a response."""
+
+    body: bytes
+    status: int = 200
+    more: Iterable[tuple[str, str]] = ()
+
+    def __call__(self, _environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """WSGI."""
+        length = str(len(self.body))
+        start_response(_LINES[self.status], [*_FIELDS, ("Content-Length", length), *self.more])
+        return (self.body,)
 
 
-def problem(error: HsmkmeError) -> Response:
+_LINES: Final = {status.value: f"{status.value} {status.phrase}" for status in HTTPStatus}
+_FIELDS: Final = (("Content-Type", "application/json"), ("Cache-Control", "no-store"))
+
+
+def answer(value: Mapping[str, object], status: int = 200, more: Iterable[tuple[str, str]] = ()) -> Answer:
+    """An answer that says ``value``, with ``more`` header fields."""
+    return Answer(json.dumps(value, separators=(",", ":")).encode(), status, more)
+
+
+def problem(error: HsmkmeError) -> Answer:
     """The answer to an error. Only a refused request explains itself; faults of token and store stay inside."""
     status = _STATUS.get(type(error), 503)
     if isinstance(error, RequestRefused):
@@ -59,22 +79,17 @@ def problem(error: HsmkmeError) -> Response:
     else:
         body = {"message": _UNAVAILABLE}
         log.error("%s: %s", type(error).__name__, error)
-    response = answer(body, status)
-    if status == 503:
-        response.headers["Retry-After"] = str(getattr(error, "retry_after", _RETRY_SECONDS))
-    return response
+    retry_after = [("Retry-After", str(getattr(error, "retry_after", _RETRY_SECONDS)))] if status == 503 else []
+    return answer(body, status, retry_after)
 
 
-def http_problem(error: HTTPException) -> Response:
+def http_problem(error: HTTPException) -> Answer:
     """Errors of routing and transport: 404, 405, 413."""
-    response = answer({"message": error.description or error.name}, error.code or 500)
-    for name, value in error.get_headers():
-        if name == "Allow":
-            response.headers[name] = value
-    return response
+    allow = [(name, value) for name, value in error.get_headers() if name == "Allow"]
+    return answer({"message": error.description or error.name}, error.code or 500, allow)
 
 
-def unexpected(error: Exception) -> Response:
+def unexpected(error: Exception) -> Answer:
     """A defect: the traceback goes to the log, nothing goes to the caller."""
     log.exception("unexpected %s", type(error).__name__)
     return answer({"message": _UNAVAILABLE}, 500)

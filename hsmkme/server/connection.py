@@ -50,6 +50,7 @@ class Connection:
         self.peer = peer
         self.server = server
         self.proxied = self.certified = proxied
+        self._certificate: bytes | None = None
         self.wants_write = False
         self.watched = 0
         self._body_limit = body_limit
@@ -91,6 +92,10 @@ class Connection:
         self._enter(Phase.ANSWER, now, ANSWER_SECONDS)
         return self.advance(now)
 
+    def getpeercert(self, binary_form: bool) -> bytes | None:
+        """The client's certificate, DER, as TLS verified it; None without one or without TLS."""
+        return self._certificate if binary_form else None
+
     @property
     def idle(self) -> bool:
         """Whether nothing of a next request has arrived."""
@@ -105,7 +110,8 @@ class Connection:
     def _shake_hands(self, now: float) -> bytes | None:
         assert isinstance(self.socket, ssl.SSLSocket)  # noqa: S101 - only TLS sockets begin in this phase
         self.socket.do_handshake()
-        self.certified, self.wants_write = bool(self.socket.getpeercert(binary_form=True)), False
+        self._certificate, self.wants_write = self.socket.getpeercert(binary_form=True), False
+        self.certified = self._certificate is not None
         self._enter(Phase.REQUEST, now, REQUEST_SECONDS)
         return self._read(now)
 

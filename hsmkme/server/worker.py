@@ -7,6 +7,7 @@ application, in a greenlet. One that waits, for a commit, a device or a peer, le
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import resource
 import selectors
@@ -21,7 +22,7 @@ from typing import Any, Final, cast
 
 from gunicorn.workers.base import Worker
 
-from hsmkme.server.calling import call
+from hsmkme.server.calling import Caller
 from hsmkme.server.connection import Connection, Phase
 from hsmkme.server.framing import FramingError, refusal
 from hsmkme.server.listener import Listener
@@ -36,6 +37,9 @@ CONNECTIONS_MOST: Final = 4000
 
 FILES_SPARED: Final = 128
 """Open files kept for everything that is not a connection: token, store, logs."""
+
+GARBAGE_MOST: Final = 20_000
+"""After how many new objects it is searched for garbage: every search stops all requests."""
 
 _EXHAUSTED: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 STOP_SECONDS: Final = 2.0
@@ -76,12 +80,15 @@ class EventWorker(Worker):
                 time.sleep(TICK_SECONDS)
             else:
                 super().load_wsgi()
+                self._caller = Caller(self.wsgi, self.cfg)
                 return
         sys.exit(0)
 
     def run(self) -> None:
         """The loop: until stopped, and then until what was begun is answered."""
         share(self._turns)
+        gc.freeze()  # what is here now stays; and what requests leave is mostly no garbage that needs a search
+        gc.set_threshold(GARBAGE_MOST, 20, 20)
         self._poll.register(self._turns.wake, selectors.EVENT_READ, self._turns.clear_wake)
         self._poll.register(self.PIPE[0], selectors.EVENT_READ, self._on_signal)
         self._listen(True)
@@ -247,7 +254,7 @@ class EventWorker(Worker):
         if not self._leaving:  # otherwise nobody would get the answer
             try:
                 self._count()
-                data, close = call(self.wsgi, self.cfg, connection, request, last=not self.alive)
+                data, close = self._caller.call(connection, request, last=not self.alive)
             except Exception:
                 self.log.exception("a request ended unexpectedly")
                 data, close = refusal(500, "the KME cannot answer now"), True
