@@ -231,6 +231,18 @@ def test_a_log_without_its_head_is_broken_and_takes_nothing(path: Path, subject:
     assert subject.rows("SELECT * FROM block") == []
 
 
+
+@pytest.mark.parametrize(
+    "statement", ["DELETE FROM segments", "DELETE FROM block", "UPDATE segments SET sealed = x'00'"]
+)
+def test_a_key_whose_block_was_tampered_with_ends_like_any_other(subject: Subject, path: Path, statement: str) -> None:
+    subject.fill()
+    keys = subject.claim(2)
+    tamper(path, statement)
+    assert subject.store.keys.void([key.key_id for key in keys], ENTRY) == [key.key_id for key in keys]
+    assert {state for (state,) in subject.rows("SELECT state FROM key")} == {"void"}
+
+
 # The registry -------------------------------------------------------------------------------------------
 
 
