@@ -21,7 +21,7 @@ from hsmkme.store.database import Database, Transaction
 from hsmkme.store.inbox import revoke
 from hsmkme.store.outbox import Draft, numbered, require_open
 from hsmkme.store.pads import Pads, claim_pads, use_up
-from hsmkme.store.rows import KeyRow, parts_of, relation_id, rows_of, update_rows, void_rows
+from hsmkme.store.rows import KeyRow, parts_of, relation_id, rows_of, rows_where, update_rows, void_rows
 from hsmkme.store.segments import runs_of
 from hsmkme.store.veins import claim_entry
 
@@ -31,10 +31,7 @@ DEPTH_MOST: Final = 256
 BUSY_SECONDS: Final = 10
 """A relation that comes back within this time is given more ahead; one that stays away much longer, nothing."""
 
-_OLDEST: Final = """
-SELECT key_id FROM key JOIN relation USING (relation_id) WHERE master = ? AND slaves = ? AND size = ?
-    AND key.state = 'assigned' AND mine = 1 ORDER BY key_id LIMIT ?
-"""
+_OLDEST: Final = "master = ? AND slaves = ? AND size = ? AND state = 'assigned' AND mine = 1 ORDER BY key_id LIMIT ?"
 _WRONG: Final = """
 SELECT 1 FROM block JOIN link USING (link_id) WHERE block_pk = ? AND (why <> '' OR block.state IN ('frozen', 'revoked'))
 """
@@ -195,8 +192,7 @@ def _drawable(transaction: Transaction, demand: Demand) -> list[KeyRow]:
 def _good(transaction: Transaction, demand: Demand, limit: int) -> list[KeyRow]:
     """Those of the ``limit`` oldest."""
     values = (demand.relation.master, demand.relation.packed, demand.size, limit)
-    key_ids = [UUID(bytes=key_id) for (key_id,) in transaction.execute(_OLDEST, values).fetchall()]
-    rows = rows_of(transaction.connection, key_ids)
+    rows = rows_where(transaction.connection, _OLDEST, values)
     blocks = {place[0] for row in rows for place in row.places}
     barred = {block_pk for block_pk in blocks if transaction.execute(_WRONG, (block_pk,)).fetchone()}
     return [row for row in rows if not any(place[0] in barred for place in row.places)]

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Final, NamedTuple
 from uuid import UUID
 
@@ -62,12 +63,27 @@ def rows_of(connection: sqlite3.Connection, key_ids: Sequence[UUID]) -> list[Key
     named = {key_id.bytes: key_id for key_id in key_ids}
     found: dict[UUID, KeyRow] = {}
     for condition, wanted in _chunks(key_ids):
-        rows = connection.execute(f"{_SELECT} {condition}", wanted).fetchall()
-        for row, places in zip(rows, _places([row[-1] for row in rows]), strict=True):
-            key_id, master, slaves, state, size, served, mine, due, _ = row
-            name = named[key_id]
-            found[name] = KeyRow(name, _relation(master, slaves), state, size, served, bool(mine), due, places)
+        found |= {row.key_id: row for row in rows_where(connection, condition, wanted, named)}
     return [found[key_id] for key_id in key_ids if key_id in found]
+
+
+def rows_where(
+    connection: sqlite3.Connection,
+    condition: str,
+    values: Sequence[object] | Mapping[str, object],
+    named: Mapping[bytes, UUID] = MappingProxyType({}),
+) -> list[KeyRow]:
+    """The rows of keys that meet a condition, which may set their order and how many they are at most.
+
+    ``named``: key_IDs that are made already.
+    """
+    rows = connection.execute(f"{_SELECT} {condition}", values).fetchall()
+    found = []
+    for row, places in zip(rows, _places([row[-1] for row in rows]), strict=True):
+        key_id, master, slaves, state, size, served, mine, due, _ = row
+        name = named.get(key_id) or UUID(bytes=key_id)
+        found.append(KeyRow(name, _relation(master, slaves), state, size, served, bool(mine), due, places))
+    return found
 
 
 def update_rows(transaction: Transaction, statement: str, key_ids: Sequence[UUID], *values: object) -> int:
@@ -141,7 +157,7 @@ def insert_rows(transaction: Transaction, batch: Batch, key_ids: Sequence[UUID],
 
 def parts_of(row: KeyRow, runs: dict[int, Run]) -> tuple[Part, ...]:
     """The sealed parts of a key, out of what `segments.runs_of` gave of its blocks."""
-    return tuple(runs[block_pk].part(first, count) for block_pk, first, count in row.places)
+    return tuple([runs[block_pk].part(first, count) for block_pk, first, count in row.places])
 
 
 def void_rows(transaction: Transaction, rows: Sequence[KeyRow], entry: Entry, *, tell: bool = True) -> list[UUID]:
@@ -154,7 +170,8 @@ def void_rows(transaction: Transaction, rows: Sequence[KeyRow], entry: Entry, *,
     doomed = [row for row in rows if row.state not in ended]
     if not doomed:
         return []
-    transaction.executemany("UPDATE key SET state = 'void' WHERE key_id = ?", [(r.key_id.bytes,) for r in doomed])
+    statement = "UPDATE key SET state = 'void' WHERE state NOT IN ('consumed', 'void')"
+    update_rows(transaction, statement, [row.key_id for row in doomed])
     erase(transaction, [place for row in doomed for place in row.places])
     transaction.append(entry.knowing(key_IDs=[str(row.key_id) for row in doomed]))
     if tell:
