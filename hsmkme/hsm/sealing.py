@@ -13,7 +13,7 @@ from typing import Final
 from pkcs11 import GCMParams
 
 from hsmkme.errors import TokenUnavailable
-from hsmkme.model import BlockSeal, RawBlock, SealedBlock, segment_bytes
+from hsmkme.model import BlockName, BlockSeal, KeyMaterial, RawBlock, SealedBlock, segment_bytes
 
 _HEADER: Final = struct.Struct(">BBBI")
 _VERSION: Final = 1
@@ -25,6 +25,9 @@ _TAG_DOMAIN: Final = b"kme-peer/1/tag"
 
 WRAPPED_KEY_BYTES: Final = 40
 BLOCK_KEY_BITS: Final = 256
+
+SENTINEL: Final = RawBlock(BlockName("sentinel", "sentinel"), 256, KeyMaterial(bytes(range(32))))
+"""A known answer: when it opens, the token works."""
 
 
 def with_header(epoch: int, wrapped_key: bytes) -> bytes:
