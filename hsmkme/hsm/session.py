@@ -17,7 +17,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import pkcs11
@@ -88,7 +88,9 @@ class Sessions:
                 self._log_in()
 
     def _log_in(self) -> None:
+        """Also the last time this was the token: the PIN is for no other, and no record of its own opens in another."""
         token = find_token(self._module, self.address)
+        self.address = replace(self.address, serial=token.serial.decode(errors="replace"))
         self._started = _Module.starts
         self._anchor = token.open(rw=self._writable, user_pin=self._pin(), attribute_mapper=mapper())
         for _ in range(self.address.profile.max_sessions):
