@@ -192,10 +192,10 @@ def test_sessions_of_a_parallel_profile_wait_at_the_same_time(
     shim = Shim(built_shim, tmp_path, address.module)  # the other one was initialised for one thread
     token = Token(shim.address(address, locking="parallel", sessions=16), lambda: PIN)
     threads = [Thread(target=token.prove, args=(1,)) for _ in range(16)]
-    with shim.hold("C_WrapKey"):
+    with shim.hold("C_UnwrapKey"):
         for thread in threads:
             thread.start()
-        until(lambda: shim.held_calls("C_WrapKey") == 16)
+        until(lambda: shim.held_calls("C_UnwrapKey") == 16)
     for thread in threads:
         thread.join()
     token.close()
