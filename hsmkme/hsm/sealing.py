@@ -11,7 +11,7 @@ import struct
 from typing import Final
 
 from hsmkme.errors import TokenUnavailable
-from hsmkme.model import BlockSeal, Part, RawBlock, SealedBlock, segment_bytes
+from hsmkme.model import BlockName, BlockSeal, KeyMaterial, Part, RawBlock, SealedBlock, segment_bytes
 
 _HEADER: Final = struct.Struct(">BBBI")
 _VERSION: Final = 1
@@ -24,6 +24,9 @@ _LAST_NUMBER: Final = 0xFFFF_FFFF
 NONCE_BYTES: Final = 12
 WRAPPED_KEY_BYTES: Final = 40
 BLOCK_KEY_BITS: Final = 256
+
+SENTINEL: Final = RawBlock(BlockName("sentinel", "sentinel"), 256, KeyMaterial(bytes(range(32))))
+"""A known answer: when it opens, the token works."""
 
 
 def with_header(epoch: int, wrapped_key: bytes) -> bytes:
