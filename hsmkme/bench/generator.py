@@ -107,6 +107,14 @@ class Outcome:
     answers: list[Answer]
 
 
+def request(path: str, body: bytes = b"", *, close: bool = False) -> bytes:
+    """A whole HTTP/1.1 request: a POST of JSON if it has a ``body``; ``close``: the last of its connection."""
+    lines = [f"{'POST' if body else 'GET'} {path} HTTP/1.1", "Host: localhost"]
+    lines += ["Connection: close"] if close else []
+    lines += ["Content-Type: application/json", f"Content-Length: {len(body)}"] if body else []
+    return "\r\n".join((*lines, "", "")).encode() + body
+
+
 class Generator:
     """A process that runs plans, one after the other."""
 

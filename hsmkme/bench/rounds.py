@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 
-from hsmkme.bench.scenarios import Figures, Scenario
-from hsmkme.bench.stand import Stand
+from hsmkme.bench.loads import Figures
+from hsmkme.bench.scenarios import Scenario
+from hsmkme.bench.stand import KME, Stand
 
 Record = Mapping[str, Sequence[Figures]]
 """The figures of every round, by scenario."""
@@ -19,10 +20,17 @@ def run(stand: Stand, scenarios: Sequence[Scenario], rounds: int, seconds: float
     """Measure. Raises `FiguresRefused` if a key came twice."""
     record: dict[str, list[Figures]] = {scenario.name: [] for scenario in scenarios}
     for number in range(1, rounds + 1):
+        step(number, "keys for the round")
+        stand.fill(keys_needed(scenarios, KME, seconds))
         for scenario in scenarios:
             step(number, scenario.name)
             record[scenario.name].append(scenario.measure(stand, seconds))
     return record
+
+
+def keys_needed(scenarios: Sequence[Scenario], server: str, seconds: float) -> int:
+    """How many segments of a server's pool a round uses at most."""
+    return sum(scenario.keys_needed(seconds) for scenario in scenarios if scenario.server == server)
 
 
 def medians(record: Record) -> dict[str, Figures]:

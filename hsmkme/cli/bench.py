@@ -14,10 +14,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column, Table
 
 from hsmkme.bench.report import Report
-from hsmkme.bench.rounds import Step, run
+from hsmkme.bench.rounds import Step, keys_needed, run
 from hsmkme.bench.scenarios import SCENARIOS, Scenario
-from hsmkme.bench.stand import stand
-from hsmkme.cli.shared import JSON_OPTION, console
+from hsmkme.bench.splits import splits
+from hsmkme.bench.stand import KME, TWO_KMES, stand
+from hsmkme.cli.shared import JSON_OPTION, PAGE_COLUMNS, console
 
 NAMES = [scenario.name for scenario in SCENARIOS]
 QUICK_SECONDS = 0.3
@@ -48,11 +49,14 @@ def bench(
 
 
 def _measured(chosen: Sequence[Scenario], rounds: int, seconds: float, directory: Path | None) -> Report:
-    keys = sum(scenario.keys_needed(seconds) for scenario in chosen) * rounds
-    with _place(directory) as place, _progress(len(chosen) * rounds) as (say, step):
-        with stand(place, keys, say) as here:
-            record = run(here, chosen, rounds, seconds, step)
-        return Report(record, here.ledger, rounds, seconds)
+    one, two = (keys_needed(chosen, server, seconds) for server in (KME, TWO_KMES))
+    with (
+        _place(directory) as place,
+        _progress(len(chosen) * rounds) as (say, step),
+        stand(place, one, two * rounds, say) as here,
+    ):
+        record = run(here, chosen, rounds, seconds, step)
+        return Report(record, splits(here, chosen, seconds, say), here.ledger, rounds, seconds)
 
 
 @contextmanager
@@ -80,16 +84,14 @@ def _progress(measurements: int) -> Iterator[tuple[Callable[[str], None], Step]]
 
 
 def _show(report: Report) -> None:
-    figures = _table("scenario", *(Column(name, justify="right") for name in report.columns))
-    for row in report.rows():
-        figures.add_row(*row)
-    ratios = _table("ratio", Column("is", justify="right"), Column("target", justify="right"), "verdict")
-    for verdict in report.verdicts():
-        said = "[green]reached[/green]" if verdict.reached else "[red]not reached[/red]"
-        ratios.add_row(verdict.what, f"{verdict.ratio:.2f}", verdict.target.wanted, said)
-    for part in (figures, "", ratios, "", *report.remarks()):
-        console.print(part)
-
-
-def _table(*columns: Column | str) -> Table:
-    return Table(*columns, box=None, header_style="bold", pad_edge=False)
+    wide = console if console.is_terminal else Console(highlight=False, width=PAGE_COLUMNS)
+    for table in report.tables:
+        columns = (Column(name, justify="left" if name in table.words else "right") for name in table.headings[1:])
+        shown = Table(table.headings[0], *columns, box=None, header_style="bold", pad_edge=False,
+                      title=table.title, title_justify="left")
+        for row in table.rows:
+            shown.add_row(*row)
+        wide.print(shown)
+        wide.print()
+    for line in report.remarks:
+        wide.print(line)
