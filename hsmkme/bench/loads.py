@@ -9,8 +9,7 @@ from enum import Enum, auto
 from http import HTTPStatus
 from typing import Final
 
-from hsmkme.bench.bare import PATH
-from hsmkme.bench.generator import Answer, Clients, Outcome, Plan, request
+from hsmkme.bench.plans import Answer, Clients, Outcome, Plan, request
 from hsmkme.bench.site import MASTER, SLAVE
 from hsmkme.bench.stand import TWO_KMES, Stand
 
@@ -27,7 +26,7 @@ Figures = Mapping[str, float]
 
 
 class Call(Enum):
-    """What is asked of a server."""
+    """What is asked of a server: of a bare one, the same as ENC_KEYS."""
 
     BARE = auto()
     STATUS = auto()
@@ -111,11 +110,9 @@ class Load:
         """Requests for a run; the master gets the keys that its slave is to collect."""
         count = self._requests(seconds)
         match self.call:
-            case Call.BARE:
-                return [request(PATH, close=self.fresh)] * count
             case Call.STATUS:
                 return [request(f"/api/v1/keys/{SLAVE}/status", close=self.fresh)] * count
-            case Call.ENC_KEYS:
+            case Call.ENC_KEYS | Call.BARE:
                 return [request(self._enc_keys(self.keys), close=self.fresh)] * count
             case Call.DEC_KEYS:
                 key_ids = self._fetched(stand, count * self.keys)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Final
 
 from hsmkme.bench.ledger import Ledger
@@ -23,6 +25,11 @@ _FIGURES: Final = {
     "generator_us_per_request": ("generator µs", "{:,.0f}"),
     "commits_per_key": ("commits/key", "{:.3f}"),
     "messages_per_1000_keys": ("messages/1,000 keys", "{:.1f}"),
+    "start_ms": ("start ms", "{:,.0f}"),
+    "tick_ms": ("upkeep's tick ms", "{:.2f}"),
+    "status_us": ("status µs", "{:,.0f}"),
+    "enc_keys_us": ("enc_keys µs", "{:,.0f}"),
+    "dec_keys_us": ("dec_keys µs", "{:,.0f}"),
 }
 
 Row = Sequence[str]
@@ -53,6 +60,15 @@ class Report:
         """All of it, for people; a table of nothing is left out."""
         tables = [self._figures(), self._ratios(), self._microseconds(), self._calls()]
         return [table for table in tables if table.rows]
+
+    def markdown(self) -> str:
+        """The tables for a page."""
+        lines = []
+        for table in self.tables:
+            rule = ["---" if name in table.words else "--:" for name in table.headings[1:]]
+            rows = (table.headings, ["---", *rule], *table.rows)
+            lines += [f"**{table.title}**", "", *(f"| {' | '.join(row)} |" for row in rows), ""]
+        return "\n".join([*lines, *self.remarks])
 
     def _figures(self) -> Table:
         measured = medians(self.record)
@@ -92,6 +108,14 @@ class Report:
         return Table("Calls of the token for a request", ["scenario", *calls], rows)
 
     @property
+    def machine(self) -> str:
+        """What it was measured on."""
+        models = re.findall(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        processor = models[0] if models else platform.machine()
+        system, python = f"{platform.system()} {platform.release()}", f"Python {platform.python_version()}"
+        return f"{os.cpu_count()} × {processor}, {system}, {python}"
+
+    @property
     def remarks(self) -> Iterator[str]:
         """What else is to be known of the run."""
         yield f"{self.rounds} rounds of {self.seconds:g} s each; {len(self.ledger):,} keys, and none came twice"
@@ -102,7 +126,7 @@ class Report:
         """All of it, for programs."""
         measured = medians(self.record)
         return {
-            "machine": {"cpus": os.cpu_count(), "system": platform.platform(), "python": platform.python_version()},
+            "machine": self.machine,
             "rounds": self.rounds,
             "seconds": self.seconds,
             "keys": len(self.ledger),

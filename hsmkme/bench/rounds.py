@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 
@@ -20,17 +21,21 @@ def run(stand: Stand, scenarios: Sequence[Scenario], rounds: int, seconds: float
     """Measure. Raises `FiguresRefused` if a key came twice."""
     record: dict[str, list[Figures]] = {scenario.name: [] for scenario in scenarios}
     for number in range(1, rounds + 1):
-        step(number, "keys for the round")
-        stand.fill(keys_needed(scenarios, KME, seconds))
+        if KME in stand.servers:
+            step(number, "keys for the round")
+            stand.fill(keys_needed(scenarios, seconds)[KME])
         for scenario in scenarios:
             step(number, scenario.name)
             record[scenario.name].append(scenario.measure(stand, seconds))
     return record
 
 
-def keys_needed(scenarios: Sequence[Scenario], server: str, seconds: float) -> int:
-    """How many segments of a server's pool a round uses at most."""
-    return sum(scenario.keys_needed(seconds) for scenario in scenarios if scenario.server == server)
+def keys_needed(scenarios: Sequence[Scenario], seconds: float) -> Counter[str]:
+    """How many segments of each server's pool a round uses at most; a server that needs none is there with 0."""
+    needed = Counter({scenario.server: 0 for scenario in scenarios})
+    for scenario in scenarios:
+        needed[scenario.server] += scenario.keys_needed(seconds)
+    return needed
 
 
 def medians(record: Record) -> dict[str, Figures]:

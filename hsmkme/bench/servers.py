@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -12,19 +13,22 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
+from hsmkme import config as configuration
 from hsmkme.errors import OperatorFault
 
 START_SECONDS: Final = 60.0
 STOP_SECONDS: Final = 40.0
 
 
-def gthread_command(port: int, certificates: Path, ca: Path) -> list[str]:
-    """Stock gunicorn, as people run it, with the empty endpoint behind mutual TLS."""
+def gthread_command(port: int, config: Path) -> list[str]:
+    """Stock gunicorn, as people run it, with the empty endpoint behind mutual TLS as in ``config``."""
+    server = configuration.load(config).server
     return [
         *(sys.executable, "-m", "gunicorn", "hsmkme.bench.bare:create_app()"),
-        *("--bind", f"127.0.0.1:{port}", "--workers", "2", "--threads", "8", "--worker-class", "gthread"),
-        *("--certfile", str(certificates / "cert.pem"), "--keyfile", str(certificates / "key.pem")),
-        *("--ca-certs", str(ca), "--cert-reqs", "2", "--no-control-socket"),
+        *("--bind", f"127.0.0.1:{port}", "--workers", str(server.workers), "--threads", "8"),
+        *("--worker-class", "gthread", "--no-control-socket"),
+        *("--certfile", str(server.certificate), "--keyfile", str(server.key)),
+        *("--ca-certs", str(server.sae_ca), "--cert-reqs", str(int(ssl.CERT_REQUIRED))),
     ]
 
 

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from hsmkme import bootstrap
 from hsmkme import config as configuration
-from hsmkme.bench.generator import Identity
+from hsmkme.bench.plans import Identity
 from hsmkme.bench.servers import free_ports
 from hsmkme.demo import processes
 from hsmkme.demo.kme import LOCAL_LINK, PEER_PORTS_ABOVE
@@ -47,6 +47,11 @@ class Site:
     def port(self, sae_id: str) -> int:
         """Where an SAE's KME serves it."""
         return int(self._kme_of(sae_id)["url"].rpartition(":")[2])
+
+    @property
+    def ports(self) -> Mapping[str, int]:
+        """Where each SAE is served."""
+        return {sae_id: self.port(sae_id) for sae_id in (MASTER, SLAVE)}
 
     def identity(self, sae_id: str) -> Identity:
         """The certificate of an SAE."""

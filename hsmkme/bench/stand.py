@@ -19,6 +19,7 @@ CEILING: Final = "ceiling"
 KME: Final = "kme"
 TWO_KMES: Final = "two KMEs"
 SAMPLED: Final = "sampled"
+POOL: Final = "pool"
 
 _OWN_SHARE: Final = 2.5
 """How many keys a link needs for one that one of its ends may assign, and some to spare."""
@@ -62,34 +63,33 @@ class Stand:
             old.unlink()
         command = sampled_command(port, self.site.config, tallies)
         with serving(command, port, self.directory / "sampled.log") as pid:
-            self.servers[SAMPLED] = _alike(self.site, port, pid)
+            self.servers[SAMPLED] = alike(self.site, port, pid)
             yield tallies
         del self.servers[SAMPLED]
 
 
 @contextmanager
-def stand(directory: Path, keys: int, keys_of_two: int, say: Say) -> Iterator[Stand]:
-    """A stand in ``directory`` whose pool has so many keys to begin with; its processes end afterwards.
+def stand(directory: Path, keys: Mapping[str, int], rounds: int, say: Say) -> Iterator[Stand]:
+    """A stand in ``directory`` for so many ``rounds``; its processes end afterwards.
 
-    ``keys_of_two``: how many one of two linked KMEs is to deliver; none means that there is no such pair.
+    ``keys``: which servers are needed, and how many keys of each a round needs.
     """
     with ExitStack() as stack:
-        site = stack.enter_context(running_site(directory / "one", 1, keys, say))
-        servers = {KME: Server(site, {sae_id: site.port(sae_id) for sae_id in (MASTER, SLAVE)}, site.pids)}
-        if keys_of_two:
-            two = stack.enter_context(running_site(directory / "two", 2, int(keys_of_two * _OWN_SHARE), say))
-            servers[TWO_KMES] = Server(two, {sae_id: two.port(sae_id) for sae_id in (MASTER, SLAVE)}, two.pids)
-        first = free_ports(1)
-        commands = {
-            GTHREAD: (first, gthread_command(first, site.config.parent / "server", Path(site.description["ca"]))),
-            CEILING: (first + 1, bare_command(first + 1, site.config)),
-        }
-        for name, (port, command) in commands.items():
-            pid = stack.enter_context(serving(command, port, directory / f"{name}.log"))
-            servers[name] = _alike(site, port, pid)
+        servers: dict[str, Server] = {}
+        if keys.keys() & {GTHREAD, CEILING, KME}:
+            site = stack.enter_context(running_site(directory / "one", 1, keys.get(KME, 0), say))
+            servers[KME] = Server(site, site.ports, site.pids)
+            for name, command_of in {GTHREAD: gthread_command, CEILING: bare_command}.items():
+                port = free_ports()
+                pid = stack.enter_context(serving(command_of(port, site.config), port, directory / f"{name}.log"))
+                servers[name] = alike(site, port, pid)
+        if TWO_KMES in keys:
+            of_link = int(keys[TWO_KMES] * rounds * _OWN_SHARE)
+            two = stack.enter_context(running_site(directory / "two", 2, of_link, say))
+            servers[TWO_KMES] = Server(two, two.ports, two.pids)
         yield Stand(directory, servers, stack.enter_context(Generator()))
 
 
-def _alike(site: Site, port: int, pid: int) -> Server:
+def alike(site: Site, port: int, pid: int) -> Server:
     """A server that serves everybody at one port."""
     return Server(site, {MASTER: port, SLAVE: port}, (pid,))

@@ -52,4 +52,14 @@ TARGETS: Final[Sequence[Target]] = (
     Target("deposit ÷ C_Encrypt alone", _KEYS, "deposit", "token-seal-bare", least=0.8),
     Target("enc_keys per core: two KMEs ÷ one", _CPU, "enc-32", "two-enc-32", least=0.8),
     Target("messages to the peer per 1,000 keys", "messages_per_1000_keys", "two-enc-32", most=10),
+    *(
+        Target(f"{what}: 10,000,000 keys in the store ÷ 1,000", figure, "pool-10000000", "pool-1000", most=1.1)
+        for what, figure in (
+            ("status", "status_us"),
+            ("enc_keys", "enc_keys_us"),
+            ("dec_keys", "dec_keys_us"),
+            ("start", "start_ms"),
+            ("a tick of upkeep", "tick_ms"),
+        )
+    ),
 )
