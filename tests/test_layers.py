@@ -42,6 +42,7 @@ ONLY_IN = {
     "gunicorn": {"server"},
     "click": {"cli"},
     "rich": {"cli", "demo"},
+    "matplotlib": {"bench"},
 }
 
 MODULES = sorted(path for path in (*PACKAGE.rglob("*.py"), ROOT / "wsgi.py"))

@@ -1,4 +1,4 @@
-"""An empty Flask endpoint: what a key request is compared with. It answers the same container to whoever asks.
+"""An empty Flask endpoint: what a key request is compared with. It answers the same key to whoever asks for one.
 
 ``python -m hsmkme.bench.bare CONFIG PORT`` serves it on the product's own worker class, with the listener that CONFIG
 describes; stock gunicorn serves it as ``hsmkme.bench.bare:create_app()``.
@@ -18,9 +18,6 @@ from hsmkme import config as configuration
 from hsmkme.server import Server
 from hsmkme.server.listener import listener_for_saes
 
-PATH: Final = "/bare"
-"""Where the endpoint is."""
-
 _CONTAINER: Final = json.dumps(
     {"keys": [{"key_ID": "00000000-0000-7000-8000-000000000000", "key": "A" * 43 + "="}]}
 ).encode()
@@ -30,8 +27,8 @@ def create_app() -> Flask:
     """The application."""
     app = Flask("bare", static_folder=None)
 
-    @app.get(PATH)
-    def container() -> Response:
+    @app.get("/api/v1/keys/<slave>/enc_keys")
+    def enc_keys(slave: str) -> Response:  # noqa: ARG001
         return Response(_CONTAINER, mimetype="application/json")
 
     return app

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from http import HTTPStatus
 
-from hsmkme.bench.generator import Answer
+from hsmkme.bench.plans import Answer
 from hsmkme.errors import FiguresRefused
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 
-from hsmkme.bench.scenarios import Figures, Scenario
-from hsmkme.bench.stand import Stand
+from hsmkme.bench.loads import Figures
+from hsmkme.bench.scenarios import Scenario
+from hsmkme.bench.stand import KME, Stand
 
 Record = Mapping[str, Sequence[Figures]]
 """The figures of every round, by scenario."""
@@ -19,10 +21,21 @@ def run(stand: Stand, scenarios: Sequence[Scenario], rounds: int, seconds: float
     """Measure. Raises `FiguresRefused` if a key came twice."""
     record: dict[str, list[Figures]] = {scenario.name: [] for scenario in scenarios}
     for number in range(1, rounds + 1):
+        if KME in stand.servers:
+            step(number, "keys for the round")
+            stand.fill(keys_needed(scenarios, seconds)[KME])
         for scenario in scenarios:
             step(number, scenario.name)
             record[scenario.name].append(scenario.measure(stand, seconds))
     return record
+
+
+def keys_needed(scenarios: Sequence[Scenario], seconds: float) -> Counter[str]:
+    """How many segments of each server's pool a round uses at most; a server that needs none is there with 0."""
+    needed = Counter({scenario.server: 0 for scenario in scenarios})
+    for scenario in scenarios:
+        needed[scenario.server] += scenario.keys_needed(seconds)
+    return needed
 
 
 def medians(record: Record) -> dict[str, Figures]:

@@ -1,55 +1,55 @@
-"""The servers that are measured: started, waited for, asked for their CPU time, ended."""
+"""Servers that are measured: their commands, and how they are started, waited for and ended."""
 
 from __future__ import annotations
 
 import random
 import socket
+import ssl
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from hsmkme import config as configuration
 from hsmkme.errors import OperatorFault
 
 START_SECONDS: Final = 60.0
 STOP_SECONDS: Final = 40.0
 
 
-@dataclass(frozen=True, slots=True)
-class Running:
-    """Processes that serve on ``port`` of this machine, each the first of its family."""
-
-    port: int
-    pids: tuple[int, ...]
-
-
-def gthread_command(port: int, certificates: Path, ca: Path) -> list[str]:
-    """Stock gunicorn, as people run it, with the empty endpoint behind mutual TLS."""
+def gthread_command(port: int, config: Path) -> list[str]:
+    """Stock gunicorn, as people run it, with the empty endpoint behind mutual TLS as in ``config``."""
+    server = configuration.load(config).server
     return [
         *(sys.executable, "-m", "gunicorn", "hsmkme.bench.bare:create_app()"),
-        *("--bind", f"127.0.0.1:{port}", "--workers", "2", "--threads", "8", "--worker-class", "gthread"),
-        *("--certfile", str(certificates / "cert.pem"), "--keyfile", str(certificates / "key.pem")),
-        *("--ca-certs", str(ca), "--cert-reqs", "2", "--no-control-socket"),
+        *("--bind", f"127.0.0.1:{port}", "--workers", str(server.workers), "--threads", "8"),
+        *("--worker-class", "gthread", "--no-control-socket"),
+        *("--certfile", str(server.certificate), "--keyfile", str(server.key)),
+        *("--ca-certs", str(server.sae_ca), "--cert-reqs", str(int(ssl.CERT_REQUIRED))),
     ]
 
 
-def ceiling_command(port: int, config: Path) -> list[str]:
+def bare_command(port: int, config: Path) -> list[str]:
     """The empty endpoint on the product's own worker class, with the listener of ``config``."""
     return [sys.executable, "-m", "hsmkme.bench.bare", str(config), str(port)]
 
 
+def sampled_command(port: int, config: Path, tallies: Path) -> list[str]:
+    """The KME of ``config``, which keeps in ``tallies`` where its time goes."""
+    return [sys.executable, "-m", "hsmkme.bench.sampled", str(config), str(port), str(tallies)]
+
+
 @contextmanager
-def serving(command: Sequence[str], port: int, log: Path) -> Iterator[Running]:
-    """A server started by ``command`` and listening on ``port``; what it says goes to ``log``."""
+def serving(command: Sequence[str], port: int, log: Path) -> Iterator[int]:
+    """The pid of a server started by ``command`` and listening on ``port``; what it says goes to ``log``."""
     with log.open("ab") as output:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
     try:
         _wait_until_listening(process, port, log)
-        yield Running(port, (process.pid,))
+        yield process.pid
     finally:
         process.terminate()
         try:

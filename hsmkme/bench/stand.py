@@ -2,84 +2,94 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from hsmkme.bench.generator import Generator, Identity
+from hsmkme.bench.alone import deposit, side_by_side
+from hsmkme.bench.generator import Generator
 from hsmkme.bench.ledger import Ledger
-from hsmkme.bench.servers import Running, ceiling_command, free_ports, gthread_command, serving
-from hsmkme.demo import processes
-from hsmkme.demo.kme import PEER_PORTS_ABOVE
-from hsmkme.demo.world import World
+from hsmkme.bench.servers import bare_command, free_ports, gthread_command, sampled_command, serving
+from hsmkme.bench.site import MASTER, SLAVE, Say, Site, running_site
 
-WORKERS: Final = 2
-MASTER: Final = "sae-1"
-SLAVE: Final = "sae-2"
+GTHREAD: Final = "gthread"
+CEILING: Final = "ceiling"
+KME: Final = "kme"
+TWO_KMES: Final = "two KMEs"
+SAMPLED: Final = "sampled"
+POOL: Final = "pool"
 
-Say = Callable[[str], None]
+_OWN_SHARE: Final = 2.5
+"""How many keys a link needs for one that one of its ends may assign, and some to spare."""
 
 
 @dataclass(frozen=True, slots=True)
-class Site:
-    """A demo that runs: its description, and its processes."""
+class Server:
+    """What is measured: where each SAE asks, and the processes whose CPU time counts."""
 
-    description: Mapping[str, Any]
-    kmes: Mapping[str, Running]
-
-    def serving(self, sae_id: str) -> Running:
-        """The KME that serves an SAE."""
-        return self.kmes[next(sae["kme"] for sae in self.description["saes"] if sae["id"] == sae_id)]
-
-    def identity(self, sae_id: str) -> Identity:
-        """The certificate of an SAE."""
-        sae = next(sae for sae in self.description["saes"] if sae["id"] == sae_id)
-        return Identity(Path(self.description["ca"]), Path(sae["cert"]), Path(sae["key"]))
+    site: Site
+    ports: Mapping[str, int]
+    pids: tuple[int, ...]
 
 
 @dataclass(slots=True)
 class Stand:
-    """What scenarios are measured on."""
+    """What scenarios are measured on: servers by name."""
 
-    site: Site
-    bare: Mapping[str, Running]
-    """The servers of the empty endpoint, by name."""
+    directory: Path
+    servers: dict[str, Server]
     generator: Generator
     ledger: Ledger = field(default_factory=Ledger)
 
+    @property
+    def site(self) -> Site:
+        """The single KME, and what is beside it."""
+        return self.servers[KME].site
+
+    def fill(self, keys: int) -> None:
+        """See to it that the pool of the single KME has so many keys."""
+        missing = keys - self.site.stored()
+        if missing > 0:
+            side_by_side(deposit, self.site.config, missing)
+
+    @contextmanager
+    def sampled(self) -> Iterator[Path]:
+        """A second server of the single KME, `SAMPLED`; gives the directory of its tallies."""
+        port, tallies = free_ports(), self.directory / "tallies"
+        tallies.mkdir(exist_ok=True)
+        for old in tallies.iterdir():
+            old.unlink()
+        command = sampled_command(port, self.site.config, tallies)
+        with serving(command, port, self.directory / "sampled.log") as pid:
+            self.servers[SAMPLED] = alike(self.site, port, pid)
+            yield tallies
+        del self.servers[SAMPLED]
+
 
 @contextmanager
-def stand(directory: Path, keys: int, say: Say) -> Iterator[Stand]:
-    """A stand in ``directory`` with so many keys in its pool to begin with; its processes end afterwards."""
+def stand(directory: Path, keys: Mapping[str, int], rounds: int, say: Say) -> Iterator[Stand]:
+    """A stand in ``directory`` for so many ``rounds``; its processes end afterwards.
+
+    ``keys``: which servers are needed, and how many keys of each a round needs.
+    """
     with ExitStack() as stack:
-        site = stack.enter_context(running_site(directory / "one", 1, keys, say))
-        home = directory / "one" / "kme-1"
-        ca = Path(site.description["ca"])
-        first, second = (port := free_ports(1)), port + 1
-        commands = {
-            "gthread": gthread_command(first, home / "server", ca),
-            "ceiling": ceiling_command(second, home / "hsmkme.toml"),
-        }
-        bare = {
-            name: stack.enter_context(serving(command, port, directory / f"{name}.log"))
-            for (name, command), port in zip(commands.items(), (first, second), strict=True)
-        }
-        yield Stand(site, bare, stack.enter_context(Generator()))
+        servers: dict[str, Server] = {}
+        if keys.keys() & {GTHREAD, CEILING, KME}:
+            site = stack.enter_context(running_site(directory / "one", 1, keys.get(KME, 0), say))
+            servers[KME] = Server(site, site.ports, site.pids)
+            for name, command_of in {GTHREAD: gthread_command, CEILING: bare_command}.items():
+                port = free_ports()
+                pid = stack.enter_context(serving(command_of(port, site.config), port, directory / f"{name}.log"))
+                servers[name] = alike(site, port, pid)
+        if TWO_KMES in keys:
+            of_link = int(keys[TWO_KMES] * rounds * _OWN_SHARE)
+            two = stack.enter_context(running_site(directory / "two", 2, of_link, say))
+            servers[TWO_KMES] = Server(two, two.ports, two.pids)
+        yield Stand(directory, servers, stack.enter_context(Generator()))
 
 
-@contextmanager
-def running_site(directory: Path, kmes: int, keys: int, say: Say) -> Iterator[Site]:
-    """A demo of two SAEs, at one KME or at two; ended afterwards."""
-    port = free_ports(*range(1, kmes), *range(PEER_PORTS_ABOVE, PEER_PORTS_ABOVE + kmes))
-    description = processes.up(World(directory, port, 2, keys, WORKERS, say, kmes))
-    try:
-        running = {kme["id"]: Running(_port_of(kme["url"]), tuple(kme["pids"])) for kme in description["kmes"]}
-        yield Site(description, running)
-    finally:
-        processes.down(directory)
-
-
-def _port_of(url: str) -> int:
-    return int(url.rpartition(":")[2])
+def alike(site: Site, port: int, pid: int) -> Server:
+    """A server that serves everybody at one port."""
+    return Server(site, {MASTER: port, SLAVE: port}, (pid,))

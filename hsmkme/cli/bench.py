@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import shlex
+import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,14 +16,19 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
+from hsmkme.bench.plot import check_plotting, plot
+from hsmkme.bench.pools import prepared
 from hsmkme.bench.report import Report
-from hsmkme.bench.rounds import Step, run
+from hsmkme.bench.rounds import Step, keys_needed, run
 from hsmkme.bench.scenarios import SCENARIOS, Scenario
+from hsmkme.bench.splits import splits
 from hsmkme.bench.stand import stand
-from hsmkme.cli.shared import JSON_OPTION, console
+from hsmkme.cli.shared import JSON_OPTION, PAGE_COLUMNS, console
 
 NAMES = [scenario.name for scenario in SCENARIOS]
-QUICK_SECONDS = 0.3
+QUICK_SECONDS = 0.2
+DIRECTORY = click.Path(file_okay=False, path_type=Path)
+FILE = click.Path(dir_okay=False, path_type=Path)
 
 
 @click.command()
@@ -28,31 +36,53 @@ QUICK_SECONDS = 0.3
 @click.option("--seconds", type=click.FloatRange(min=0.1), default=2.0, show_default=True, help="Of each measurement.")
 @click.option("--only", multiple=True, type=click.Choice(NAMES), metavar="NAME", help="Measure this, and others named.")
 @click.option("--quick", is_flag=True, help="One short round: shows that everything works, not how fast.")
-@click.option("--directory", metavar="DIR", type=click.Path(file_okay=False, path_type=Path), help="Keep KMEs here.")
+@click.option("--pool-sizes", metavar="DIR", type=DIRECTORY, help="Measure the prepared KMEs in DIR instead.")
+@click.option("--directory", metavar="DIR", type=DIRECTORY, help="Keep the KMEs here.")
+@click.option("--plot", "picture", metavar="FILE", type=FILE, help="Draw the figures (SVG).")
+@click.option("--markdown", is_flag=True, help="Print a page for ops/benchmarks.md.")
 @JSON_OPTION
 def bench(
-    rounds: int, seconds: float, only: Sequence[str], quick: bool, directory: Path | None, as_json: bool
+    rounds: int,
+    seconds: float,
+    only: Sequence[str],
+    quick: bool,
+    pool_sizes: Path | None,
+    directory: Path | None,
+    picture: Path | None,
+    markdown: bool,
+    as_json: bool,
 ) -> None:
     """Measure a new KME on this machine, beside an empty Flask endpoint on stock gunicorn.
 
     Prints no figures, and ends with status 1, if any key came twice.
     """
+    if picture is not None:
+        check_plotting()
     if quick:
         rounds, seconds = 1, QUICK_SECONDS
-    chosen = [scenario for scenario in SCENARIOS if not only or scenario.name in only]
+    chosen: Sequence[Scenario] = [scenario for scenario in SCENARIOS if not only or scenario.name in only]
+    if pool_sizes is not None:
+        chosen = prepared(pool_sizes)
     report = _measured(chosen, rounds, seconds, directory)
+    if picture is not None:
+        plot(report, picture)
     if as_json:
         click.echo(json.dumps(report.tree()))
+    elif markdown:
+        click.echo(f"`{shlex.join(['hsmkme', *sys.argv[1:]])}`, {time.strftime('%Y-%m-%d')}, {report.machine}\n")
+        click.echo(report.markdown())
     else:
         _show(report)
 
 
 def _measured(chosen: Sequence[Scenario], rounds: int, seconds: float, directory: Path | None) -> Report:
-    keys = sum(scenario.keys_needed(seconds) for scenario in chosen) * rounds
-    with _place(directory) as place, _progress(len(chosen) * rounds) as (say, step):
-        with stand(place, keys, say) as here:
-            record = run(here, chosen, rounds, seconds, step)
-        return Report(record, here.ledger, rounds, seconds)
+    with (
+        _place(directory) as place,
+        _progress(len(chosen) * rounds) as (say, step),
+        stand(place, keys_needed(chosen, seconds), rounds, say) as here,
+    ):
+        record = run(here, chosen, rounds, seconds, step)
+        return Report(record, splits(here, chosen, seconds, say), here.ledger, rounds, seconds)
 
 
 @contextmanager
@@ -68,9 +98,8 @@ def _place(directory: Path | None) -> Iterator[Path]:
 @contextmanager
 def _progress(measurements: int) -> Iterator[tuple[Callable[[str], None], Step]]:
     """What is being done, on standard error."""
-    errors = Console(stderr=True, highlight=False)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=errors, transient=True) as bar:
+    with Progress(*columns, console=Console(stderr=True, highlight=False), transient=True) as bar:
         task = bar.add_task("preparing", total=measurements)
 
         def step(number: int, name: str) -> None:
@@ -80,16 +109,13 @@ def _progress(measurements: int) -> Iterator[tuple[Callable[[str], None], Step]]
 
 
 def _show(report: Report) -> None:
-    figures = _table("scenario", *(Column(name, justify="right") for name in report.columns))
-    for row in report.rows():
-        figures.add_row(*row)
-    ratios = _table("ratio", Column("is", justify="right"), Column("target", justify="right"), "verdict")
-    for verdict in report.verdicts():
-        said = "[green]reached[/green]" if verdict.reached else "[red]not reached[/red]"
-        ratios.add_row(verdict.what, f"{verdict.ratio:.2f}", verdict.target.wanted, said)
-    for part in (figures, "", ratios, "", *report.remarks()):
-        console.print(part)
-
-
-def _table(*columns: Column | str) -> Table:
-    return Table(*columns, box=None, header_style="bold", pad_edge=False)
+    wide = console if console.is_terminal else Console(highlight=False, width=PAGE_COLUMNS)
+    for table in report.tables:
+        columns = (Column(name, justify="left" if name in table.words else "right") for name in table.headings[1:])
+        shown = Table(table.headings[0], *columns, title=table.title, title_justify="left", box=None, pad_edge=False)
+        for row in table.rows:
+            shown.add_row(*row)
+        wide.print(shown)
+        wide.print()
+    for line in report.remarks:
+        wide.print(line)
