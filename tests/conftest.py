@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from hsmkme.audit import AuditChain
 from hsmkme.hsm import Token, TokenAddress
@@ -15,6 +16,9 @@ from hsmkme.model import BlockName, Entry, KeyMaterial, Link, RawBlock
 from hsmkme.store import Store, migrate
 from tests.tokens import PIN, bring_link_keys, made_token
 from tests.world import Demo, start_demo
+
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")  # which may be busy: how long an example takes proves nothing
 
 
 class FakeClock:
