@@ -49,7 +49,9 @@ def _status(work: Callable[..., object], *arguments: object) -> int:
     child = processes.Process(target=work, args=arguments)
     child.start()
     child.join(SECONDS)
-    assert child.exitcode is not None, f"{work} does not end"
+    if child.exitcode is None:
+        child.kill()
+        raise AssertionError(f"{work} does not end")
     return child.exitcode
 
 
