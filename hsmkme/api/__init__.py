@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from flask import Flask, request
-from werkzeug.exceptions import HTTPException
 
 from hsmkme.api.callers import Callers
 from hsmkme.api.description import described
-from hsmkme.api.problems import Answer, answer, http_problem, problem, unexpected
+from hsmkme.api.problems import Answer, FaultLog, answer, answer_errors
 from hsmkme.api.sae import KeyDelivery
 from hsmkme.config import Config
-from hsmkme.errors import HsmkmeError
 from hsmkme.kme import Kme
 from hsmkme.model import Clock
 
@@ -21,10 +19,10 @@ def create_app(config: Config, kme: Kme, wall: Clock) -> Flask:
     app.config["MAX_CONTENT_LENGTH"] = config.server.max_body_bytes
     app.url_map.merge_slashes = False
     callers, description = Callers(config, wall), described(config.keys)
-    app.wsgi_app = KeyDelivery(app.wsgi_app, kme, callers, config.server.max_body_bytes)  # type: ignore[method-assign]
-    app.register_error_handler(HsmkmeError, problem)
-    app.register_error_handler(HTTPException, http_problem)
-    app.register_error_handler(Exception, unexpected)
+    faults = FaultLog(wall)
+    delivery = KeyDelivery(app.wsgi_app, kme, callers, faults, body_most=config.server.max_body_bytes)
+    app.wsgi_app = delivery  # type: ignore[method-assign]
+    answer_errors(app, faults)
 
     @app.get("/health", provide_automatic_options=False)
     def health() -> Answer:

@@ -11,7 +11,7 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 
 from hsmkme.api import requests
 from hsmkme.api.callers import Callers
-from hsmkme.api.problems import Answer, answer, http_problem, problem
+from hsmkme.api.problems import Answer, FaultLog, answer, http_problem, problem
 from hsmkme.errors import BadRequest, HsmkmeError
 from hsmkme.kme import Kme, Repeatable, Status
 from hsmkme.model import OpenKey
@@ -27,10 +27,13 @@ class KeyDelivery:
     key does (``ops/adr/0011``). A body of more than ``body_most`` bytes is refused.
     """
 
-    def __init__(self, others: WSGIApplication, kme: Kme, callers: Callers, body_most: int) -> None:
+    def __init__(
+        self, others: WSGIApplication, kme: Kme, callers: Callers, faults: FaultLog, *, body_most: int
+    ) -> None:
         self._others = others
         self._kme = kme
         self._callers = callers
+        self._faults = faults
         self._body_most = body_most
         self._reading = requests.Reading(kme.limits)
 
@@ -52,7 +55,7 @@ class KeyDelivery:
                 self._kme.admit(caller)  # a stranger learns that it is one, and nothing of what is wrong otherwise
                 raise
         except HsmkmeError as error:
-            return problem(error)
+            return problem(error, self._faults)
         except HTTPException as error:
             return http_problem(error)
 
