@@ -236,8 +236,8 @@ class Token:
         bound = sealing.binding(seal.name.link_id, seal.name.block_id, seal.key_bits)
         numbered = enumerate(sealing.slices(part.sealed, seal.key_bits), part.first)
         opened = [
-            block_key.decrypt(segment, mechanism=Mechanism.AES_GCM, mechanism_param=sealing.gcm_parameters(bound, number))
-            for number, segment in numbered
+            block_key.decrypt(segment, mechanism=Mechanism.AES_GCM, mechanism_param=sealing.gcm_parameters(bound, at))
+            for at, segment in numbered
         ]
         if len(opened) != part.count or any(len(plain) * 8 != seal.key_bits for plain in opened):
             raise _not_opening(seal)
