@@ -70,7 +70,7 @@ class Subject:
     def deposit(
         self, block: SealedBlock, state: BlockState = BlockState.READY, limit: int = NO_LIMIT
     ) -> Outcome:
-        outcome = self.counted(lambda: self.store.blocks.deposit(block, state, limit, ENTRY))
+        (outcome,) = self.counted(lambda: self.store.blocks.deposit([block], state, limit, ENTRY))
         self.deposited.setdefault(block.seal.name, block)
         return outcome
 
@@ -302,11 +302,29 @@ def a_block_of_an_unknown_link_or_epoch_is_refused(subject: Subject) -> None:
 
 
 @exercise
+def blocks_of_a_batch_are_stored_up_to_the_first_that_is_refused(subject: Subject) -> None:
+    known, first, late = subject.fill(4), make_block(4), make_block(4)
+    replayed = renamed(known, "local", "again")
+
+    def batch(*blocks: SealedBlock, limit: int = NO_LIMIT) -> list[Outcome]:
+        return subject.store.blocks.deposit(blocks, BlockState.READY, limit, ENTRY)
+
+    with pytest.raises(BlockReplayed):
+        batch(first, known, replayed, late)
+    assert [row["event"] for row in subject.log()[-2:]] == ["test", "alarm.block-replayed"]
+    assert batch(first, known) == [Outcome.ALREADY] * 2
+    with pytest.raises(PoolFull):
+        batch(make_block(2), late, limit=13)
+    assert batch(late, first) == [Outcome.TAKEN, Outcome.ALREADY]
+    subject.check_counts()
+
+
+@exercise
 def a_failing_deposit_leaves_nothing(subject: Subject) -> None:
     before = subject.everything()
     with pytest.raises(TypeError):  # the audit row cannot be made, after block and segments were written
         subject.store.blocks.deposit(
-            make_block(), BlockState.READY, NO_LIMIT, Entry("test", "tester", {"fact": object()})
+            [make_block()], BlockState.READY, NO_LIMIT, Entry("test", "tester", {"fact": object()})
         )
     assert subject.everything() == before
 

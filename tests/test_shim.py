@@ -190,12 +190,12 @@ def test_sessions_of_a_parallel_profile_wait_at_the_same_time(
     built_shim: Path, address: TokenAddress, tmp_path: Path
 ) -> None:
     shim = Shim(built_shim, tmp_path, address.module)  # the other one was initialised for one thread
-    token = Token(shim.address(address, locking="parallel", sessions=4), lambda: PIN)
-    threads = [Thread(target=token.prove, args=(1,)) for _ in range(4)]
-    with shim.hold("C_WrapKey"):
+    token = Token(shim.address(address, locking="parallel", sessions=16), lambda: PIN)
+    threads = [Thread(target=token.prove, args=(1,)) for _ in range(16)]
+    with shim.hold("C_UnwrapKey"):
         for thread in threads:
             thread.start()
-        until(lambda: shim.held_calls("C_WrapKey") == 4)
+        until(lambda: shim.held_calls("C_UnwrapKey") == 16)
     for thread in threads:
         thread.join()
     token.close()

@@ -365,7 +365,7 @@ def test_counting_and_claiming_cost_the_same_whatever_the_size_of_the_pool(subje
     subject.fill(2)
     counting, claiming = measured()
     for _ in range(150):  # exhausted blocks before the one that is claimed from, ready ones behind it
-        subject.store.blocks.deposit(make_block(2), BlockState.READY, NO_LIMIT, ENTRY)
+        subject.store.blocks.deposit([make_block(2)], BlockState.READY, NO_LIMIT, ENTRY)
     subject.claim(150)
     counting_later, claiming_later = measured()
     assert counting_later == counting

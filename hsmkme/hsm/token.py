@@ -14,16 +14,18 @@ from dataclasses import replace
 from typing import Any, Final
 
 import pkcs11
-from pkcs11 import KeyType, MechanismFlag, ObjectClass
+from pkcs11 import ObjectClass
 from pkcs11.mechanisms import Mechanism
 
 from hsmkme.errors import RecordFault, TokenUnavailable
 from hsmkme.hsm import masking, objects, sealing, templates
 from hsmkme.hsm.anchor import Anchor, anchored
 from hsmkme.hsm.answers import Fault
+from hsmkme.hsm.cryptoki import CryptokiError
 from hsmkme.hsm.faults import fault_of
 from hsmkme.hsm.profiles import TokenAddress
 from hsmkme.hsm.running import Runner
+from hsmkme.hsm.segments import Segments
 from hsmkme.hsm.session import Lane, PinSource, Sessions
 from hsmkme.model import (
     BlockName,
@@ -185,92 +187,58 @@ class Token:
 
     def _seal(self, lane: Lane, block: RawBlock, epoch: int) -> SealedBlock:
         master = self._master(lane, epoch)
-        block_key = lane.session.generate_key(
-            KeyType.AES, sealing.BLOCK_KEY_BITS, capabilities=MechanismFlag.ENCRYPT, template=templates.SEALING_KEY
-        )
+        key = lane.keys.generate()
         try:
-            templates.verify_object("block key", block_key, templates.SEALING_KEY, self._sessions.cryptoki)
-            segments = self._encrypt_all(block_key, block)
-            wrapped = bytes(master.wrap_key(block_key, mechanism=Mechanism.AES_KEY_WRAP))
+            segments = Segments(key, block.name, block.key_bits).run(0, block.material.reveal())
+            wrapped = lane.keys.wrap(key, master.handle)
         finally:
-            block_key.destroy()
+            lane.keys.destroy(key.handle)
         digest = self._digest(lane, sealing.digest_input(block))
         return sealing.sealed_block(block, epoch, wrapped, segments, digest)
-
-    def _encrypt_all(self, block_key: Any, block: RawBlock) -> bytes:
-        bound = sealing.binding(block.name.link_id, block.name.block_id, block.key_bits)
-        plain, stride = block.material.reveal(), block.key_bits // 8
-        return b"".join(
-            block_key.encrypt(
-                plain[index * stride : (index + 1) * stride],
-                mechanism=Mechanism.AES_GCM,
-                mechanism_param=sealing.gcm_parameters(bound, index),
-            )
-            for index in range(block.key_count)
-        )
 
     def _digest(self, lane: Lane, covered: bytes) -> bytes:
         key = self._object(lane, objects.DIGEST_LABEL, ObjectClass.SECRET_KEY, templates.DIGEST)
         return _sized(bytes(key.sign(covered, mechanism=Mechanism.SHA256_HMAC)), DIGEST_BYTES)
 
     def _open(self, lane: Lane, key: SealedKey) -> OpenKey:
-        plain = b"".join(self._open_part(lane, part) for part in key.parts)
+        plain = b"".join([self._open_part(lane, part) for part in key.parts])
         if len(plain) * 8 < key.size:
             raise _not_opening(key.parts[0].block)
         return OpenKey(key.key_id, KeyMaterial(plain[: key.size // 8]))
 
     def _open_part(self, lane: Lane, part: Part) -> bytes:
+        if not sealing.is_whole(part):
+            raise _not_opening(part.block)
         for _ in range(_TRIES):
             try:
-                return self._decrypt_all(lane, part)
-            except pkcs11.PKCS11Error as error:
+                return self._opened(lane, part.block).run(part.first, part.sealed)
+            except (pkcs11.PKCS11Error, CryptokiError) as error:
                 if fault_of(error) is not Fault.RECORD:
                     raise
             self._prove(lane, part.block.epoch)  # raises if it is the device that fails
             self._forget(lane, part.block)
         raise _not_opening(part.block)
 
-    def _decrypt_all(self, lane: Lane, part: Part) -> bytes:
-        seal = part.block
-        block_key = self._opening_key(lane, seal)
-        bound = sealing.binding(seal.name.link_id, seal.name.block_id, seal.key_bits)
-        numbered = enumerate(sealing.slices(part.sealed, seal.key_bits), part.first)
-        opened = [
-            block_key.decrypt(segment, mechanism=Mechanism.AES_GCM, mechanism_param=sealing.gcm_parameters(bound, at))
-            for at, segment in numbered
-        ]
-        if len(opened) != part.count or any(len(plain) * 8 != seal.key_bits for plain in opened):
-            raise _not_opening(seal)
-        return b"".join(opened)
-
-    def _opening_key(self, lane: Lane, seal: BlockSeal) -> Any:
-        """The block key as a session object that only decrypts; unwrapped once, then kept while in use."""
+    def _opened(self, lane: Lane, seal: BlockSeal) -> Segments:
+        """A block through its key as a session object that only decrypts; unwrapped once, then kept while in use."""
+        kept = lane.opened.get(seal)
+        if kept is not None:
+            lane.opened.move_to_end(seal)
+            return kept
         wrapped_key = sealing.wrapped_key_of(seal)
         if wrapped_key is None:
             raise _not_opening(seal)
-        cached = lane.block_keys.get(seal.wrapped)
-        if cached is not None:
-            lane.block_keys.move_to_end(seal.wrapped)
-            return cached
-        block_key = self._master(lane, seal.epoch).unwrap_key(
-            ObjectClass.SECRET_KEY,
-            KeyType.AES,
-            wrapped_key,
-            mechanism=Mechanism.AES_KEY_WRAP,
-            capabilities=MechanismFlag.DECRYPT,
-            template=templates.OPENING_KEY,
-        )
-        templates.verify_object("block key", block_key, templates.OPENING_KEY, self._sessions.cryptoki)
-        lane.block_keys[seal.wrapped] = block_key
-        while len(lane.block_keys) > self._block_keys:
-            lane.block_keys.popitem(last=False)[1].destroy()
-        return block_key
+        key = lane.keys.unwrap(wrapped_key, self._master(lane, seal.epoch).handle)
+        lane.opened[seal] = Segments(key, seal.name, seal.key_bits)
+        if len(lane.opened) > self._block_keys:
+            self._forget(lane, next(iter(lane.opened)))
+        return lane.opened[seal]
 
     def _forget(self, lane: Lane, seal: BlockSeal) -> None:
         """Let the block key be unwrapped anew when it is needed again."""
-        kept = lane.block_keys.pop(seal.wrapped, None)
+        kept = lane.opened.pop(seal, None)
         if kept is not None:
-            kept.destroy()
+            lane.keys.destroy(kept.key.handle)
 
     def _prove(self, lane: Lane, epoch: int) -> None:
         """Open the sentinel of ``epoch``; if that fails, it is the device and not the record.
@@ -279,13 +247,10 @@ class Token:
         """
         sentinel = self._sentinels.get(epoch) or self._seal(lane, sealing.SENTINEL, epoch)
         self._sentinels[epoch] = sentinel
-        part = Part(sentinel.seal, 0, 1, sentinel.segments)
         try:
-            plain = self._decrypt_all(lane, part)
-        except RecordFault as fault:
-            raise TokenUnavailable("the token gives a known answer of the wrong length") from fault
+            plain = self._opened(lane, sentinel.seal).run(0, sentinel.segments)
         finally:
-            self._forget(lane, part.block)
+            self._forget(lane, sentinel.seal)
         if plain != sealing.SENTINEL.material.reveal():
             raise TokenUnavailable("the token opens a known answer wrongly")
 

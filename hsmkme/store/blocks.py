@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from uuid import UUID
 
-from hsmkme.errors import BlockConflict, BlockReplayed, PoolFull
+from hsmkme.errors import BlockConflict, BlockReplayed, DepositRefused, PoolFull
 from hsmkme.model import (
     BlockName,
     Demand,
@@ -34,30 +35,23 @@ class Blocks:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def deposit(self, block: SealedBlock, state: BlockState, limit: int, entry: Entry) -> Outcome:
-        """Insert ``block`` in ``state`` unless it is known; idempotent by link, block id and digest.
+    def deposit(self, blocks: Sequence[SealedBlock], state: BlockState, limit: int, entry: Entry) -> list[Outcome]:
+        """Insert blocks in ``state`` unless they are known; idempotent by link, block id and digest.
 
-        Writes, in one commit: block, segments, audit row. Raises `BlockConflict` (the stored block is frozen
-        and an alarm recorded), `BlockReplayed` (an alarm is recorded) and `PoolFull` (more than ``limit`` keys).
+        Writes, in one commit: blocks, segments, audit rows. Raises `BlockConflict` (the stored block is frozen
+        and an alarm recorded), `BlockReplayed` (an alarm is recorded) and `PoolFull` (more than ``limit`` keys)
+        for the first that is refused: those before it are stored, it and those after it are not.
         """
-        name = block.seal.name
-        facts = entry.knowing(link=name.link_id, block=name.block_id, keys=block.key_count, bits=block.seal.key_bits)
+        outcomes: list[Outcome] = []
+        refusal: DepositRefused | None = None
         with self._database.write() as transaction:
-            clash = _clash(transaction, block)
-            if clash is None:
-                _refuse_overflow(transaction, name.link_id, block.key_count, limit)
-                _insert(transaction, block, state)
-                transaction.append(facts.knowing(epoch=block.seal.epoch))
-                return Outcome.TAKEN
-            if clash.known == name and clash.same_keys:
-                return Outcome.ALREADY
-            if clash.known == name:
-                freeze_block(transaction, name)
-                transaction.append(Entry("alarm.block-conflict", entry.actor, facts.facts))
-            else:
-                replayed = facts.knowing(known_link=clash.known.link_id, known_block=clash.known.block_id)
-                transaction.append(Entry("alarm.block-replayed", entry.actor, replayed.facts))
-        raise _refusal(name, clash)
+            try:
+                outcomes = [_take(transaction, block, state, limit, entry) for block in blocks]
+            except DepositRefused as refused:  # what was written until then is to stay
+                refusal = refused
+        if refusal is not None:
+            raise refusal
+        return outcomes
 
     def claim(self, demand: Demand, entry: Entry, retry: Retry | None = None) -> list[SealedKey]:
         """Take keys for ``demand`` and mark them delivered; all of them or, by `PoolShort`, none.
@@ -96,6 +90,26 @@ class Blocks:
         with self._database.write() as transaction:
             if freeze_block(transaction, name):
                 transaction.append(entry.knowing(link=name.link_id, block=name.block_id))
+
+
+def _take(transaction: Transaction, block: SealedBlock, state: BlockState, limit: int, entry: Entry) -> Outcome:
+    name = block.seal.name
+    facts = entry.knowing(link=name.link_id, block=name.block_id, keys=block.key_count, bits=block.seal.key_bits)
+    clash = _clash(transaction, block)
+    if clash is None:
+        _refuse_overflow(transaction, name.link_id, block.key_count, limit)
+        _insert(transaction, block, state)
+        transaction.append(facts.knowing(epoch=block.seal.epoch))
+        return Outcome.TAKEN
+    if clash.known == name and clash.same_keys:
+        return Outcome.ALREADY
+    if clash.known == name:
+        freeze_block(transaction, name)
+        transaction.append(Entry("alarm.block-conflict", entry.actor, facts.facts))
+    else:
+        replayed = facts.knowing(known_link=clash.known.link_id, known_block=clash.known.block_id)
+        transaction.append(Entry("alarm.block-replayed", entry.actor, replayed.facts))
+    raise _refusal(name, clash)
 
 
 @dataclass(frozen=True, slots=True)
