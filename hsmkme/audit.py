@@ -20,6 +20,7 @@ from hsmkme.model import Entry, LogRow, Seal
 _ROW_DOMAIN: Final = b"hsmkme/log/1"
 _SEAL_DOMAIN: Final = b"hsmkme/seal/1"
 _EXPORT_DOMAIN: Final = b"hsmkme/export/1"
+_CANONICAL: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
 class AuditChain:
@@ -35,7 +36,7 @@ class AuditChain:
 
 def canonical(value: dict[str, Any]) -> str:
     """Canonical JSON: members sorted, no white space, no infinities, UTF-8."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return _CANONICAL.encode(value)
 
 
 def timestamp(now: float) -> str:

@@ -120,7 +120,7 @@ def begin_on(store: Store, config: Config, *, void: bool) -> None:
 
 def served_elsewhere(store: Store, kme_id: str, relation: Relation) -> frozenset[str]:
     """The slaves of ``relation`` that ``kme_id``, which is this KME, does not serve."""
-    saes = store.registry.saes(relation.slaves)
+    saes = store.registry.known().saes
     return frozenset(slave for slave in relation.slaves if slave not in saes or saes[slave].kme_id != kme_id)
 
 

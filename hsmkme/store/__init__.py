@@ -20,7 +20,7 @@ from hsmkme.store.log import Log
 from hsmkme.store.outbox import Draft, Outbox
 from hsmkme.store.pads import Pads
 from hsmkme.store.reconciling import Reconciling
-from hsmkme.store.registry import Registry
+from hsmkme.store.registry import Known, Registry
 from hsmkme.store.sharing import Sharing
 from hsmkme.store.veins import Vein
 from hsmkme.store.views import Views
@@ -35,6 +35,7 @@ __all__ = [
     "Draft",
     "Inbox",
     "Keys",
+    "Known",
     "Lineages",
     "LinkState",
     "Links",

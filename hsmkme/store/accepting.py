@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,14 +13,11 @@ from hsmkme.model import Entry, Relation
 from hsmkme.states import BlockState, KeyState
 from hsmkme.store.database import Transaction
 from hsmkme.store.outbox import OPEN
-from hsmkme.store.rows import KeyRow, note_blocks, rows_of
-from hsmkme.store.veins import relation_id, segments_of
+from hsmkme.store.rows import Batch, KeyRow, insert_rows, rows_of
+from hsmkme.store.segments import Places, joined
 
 Insertion = Callable[[Transaction, str, Relation, Assign, int], None]
 """Makes the rows of keys that are accepted on a link for a relation; the number is the bits of slaves served here."""
-
-Places = list[tuple[int, int, int]]
-"""Where a key is, as its row keeps it: block, first segment, count."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +73,7 @@ def _accepted(
             size=assign.size,
             key_IDs=[str(key.key_id) for key in assign.keys],
             blocks=sorted({f"{link_id}/{place.block_id}" for key in assign.keys for place in key.parts}),
-            segments=segments_of(
+            segments=joined(
                 (f"{link_id}/{place.block_id}", place.first, place.count) for key in assign.keys for place in key.parts
             ),
         )
@@ -150,17 +146,8 @@ def insert_keys(
     transaction: Transaction, relation: Relation, assign: Assign, places: Sequence[Places], due: int
 ) -> None:
     """Rows of keys that a peer gave to a relation."""
-    number, now = relation_id(transaction, relation), transaction.now()
-    placed = [
-        (key.key_id.bytes, json.dumps(where, separators=(",", ":")))
-        for key, where in zip(assign.keys, places, strict=True)
-    ]
-    transaction.executemany(
-        "INSERT INTO key (key_id, relation_id, state, size, parts, claimed_at, mine, due)"
-        " VALUES (?, ?, 'assigned', ?, ?, ?, 0, ?)",
-        [(key_id, number, assign.size, where, now, due) for key_id, where in placed],
-    )
-    note_blocks(transaction, placed)
+    batch = Batch(relation, assign.size, KeyState.ASSIGNED, mine=False, due=due)
+    insert_rows(transaction, batch, [key.key_id for key in assign.keys], places)
 
 
 def _block(transaction: Transaction, link_id: str, block_id: str, own_epoch: int | None) -> _Found:

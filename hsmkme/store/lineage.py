@@ -5,7 +5,7 @@ from __future__ import annotations
 from hsmkme.model import Entry, Lineage
 from hsmkme.store.database import Database, Transaction, head_of
 from hsmkme.store.links import RESTORED, freeze
-from hsmkme.store.rows import erase
+from hsmkme.store.segments import erase
 
 
 class Lineages:

@@ -1,0 +1,96 @@
+"""Fills a store with many keys quickly, to see what depends on how many there are.
+
+    python -m tests.filler STORE KEYS [LINK]
+
+The rows are those that deposits, claims and collections leave. Only the sealed bytes are zeros, which no token opens:
+keys are claimed from older blocks first, and theirs do open.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+import struct
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any, Final
+
+from hsmkme.audit import AuditChain
+from hsmkme.model import Entry, segment_bytes
+from hsmkme.store.database import connect, head_of
+
+BLOCK: Final = 128
+BITS: Final = 256
+KEYS_OF_A_ROW: Final = 16
+"""For how many keys there is one row of the log."""
+
+STATES: Final = ("ready", "ready", "ready", "deposited", "exhausted", "exhausted", "retired", "retired")
+"""Of blocks in turn: of each eight keys three can be claimed, one waits for the peer, two are claimed, two consumed."""
+
+_BLOCK: Final = (
+    "INSERT INTO block (link_id, block_id, state, epoch, key_bits, key_count, next_index, live, wrapped, digest,"
+    " deposited_at, tag, mine) VALUES (?, ?, ?, 1, ?, ?, ?, ?, zeroblob(47), ?, ?, ?, ?)"
+)
+_KEY: Final = (
+    "INSERT INTO key (key_id, relation_id, state, size, parts, served, claimed_at, mine, due)"
+    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+)
+
+
+def fill(path: Path, keys: int, link_id: str, now: int) -> None:
+    """Add ``keys`` keys of a link to the store at ``path``, in all states, and rows to its log; at the time ``now``."""
+    with closing(connect(path)) as connection:
+        connection.execute("PRAGMA synchronous = OFF")
+        (shared,) = connection.execute("SELECT peer <> 'kme-1' FROM link WHERE link_id = ?", (link_id,)).fetchone()
+        connection.execute("INSERT INTO relation (master, slaves) VALUES ('filled', ?)", (f'["{link_id}"]',))
+        (relation,) = connection.execute("SELECT max(relation_id) FROM relation").fetchone()
+        for start in range(0, keys // BLOCK, 1000):
+            connection.execute("BEGIN IMMEDIATE")
+            for number in range(start, min(start + 1000, keys // BLOCK)):
+                _fill_block(connection, link_id, number, relation, now, shared=bool(shared))
+            _fill_log(connection, now, 1000 * BLOCK // KEYS_OF_A_ROW if keys >= 1000 * BLOCK else keys // KEYS_OF_A_ROW)
+            connection.execute("COMMIT")
+
+
+def _fill_block(
+    connection: sqlite3.Connection, link_id: str, number: int, relation: int, now: int, *, shared: bool
+) -> None:
+    name, state = f"filled-{number:08}", STATES[number % len(STATES)]
+    state = "ready" if state == "deposited" and not shared else state
+    claimed, ended = state in ("exhausted", "retired"), state == "retired"
+    mine = not shared or number // len(STATES) % 2
+    values = (link_id, name, state, BITS, BLOCK, BLOCK if claimed else 0, 0 if ended else BLOCK)
+    digest = hashlib.sha256(f"{link_id}/{name}".encode()).digest()
+    block_pk = connection.execute(
+        _BLOCK, (*values, digest, now - 1, bytes(16) if shared else None, mine)
+    ).lastrowid
+    if not ended:
+        connection.execute("INSERT INTO segments VALUES (?, zeroblob(?))", (block_pk, BLOCK * segment_bytes(BITS)))
+    if claimed:
+        rows = list(_keys(int(block_pk or 0), relation, now, ended=ended, side=(mine, 1 if shared else -1)))
+        connection.executemany(_KEY, rows)
+        if shared:
+            connection.executemany("INSERT INTO key_of_block VALUES (?, ?)", [(block_pk, row[0]) for row in rows])
+
+
+def _keys(block_pk: int, relation: int, now: int, *, ended: bool, side: tuple[Any, int]) -> Iterator[tuple[Any, ...]]:
+    state, served = ("consumed", 1) if ended else ("delivered", 0)
+    for index in range(BLOCK):
+        key_id = struct.pack(">QQ", block_pk, index)
+        yield (key_id, relation, state, BITS, f"[[{block_pk},{index},1]]", served, now, *side)
+
+
+def _fill_log(connection: sqlite3.Connection, now: int, rows: int) -> None:
+    chain, (seq, digest) = AuditChain(), head_of(connection)
+    for _ in range(rows):
+        row = chain.extend(digest, seq + 1, now, Entry("filled", "filler", {"keys": KEYS_OF_A_ROW}))
+        connection.execute("INSERT INTO log VALUES (?, ?, ?)", (row.seq, row.text, row.hash))
+        seq, digest = row.seq, row.hash
+    connection.execute("UPDATE log_head SET seq = ?, hash = ?", (seq, digest))
+
+
+if __name__ == "__main__":
+    fill(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] if len(sys.argv) > 3 else "local", int(time.time()))
