@@ -16,6 +16,8 @@ from hsmkme.hsm.faults import code_of
 
 SESSION_ONLY: Final[templates.Template] = {Attribute.TOKEN: False}
 KNOWN: Final = bytes(range(32))
+DATA: Final = b"hsmkme/check"
+NONCE: Final = bytes(11) + b"\x01"
 ERRORS: Final = (pkcs11.PKCS11Error, CryptokiError)
 
 

@@ -22,13 +22,22 @@ from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from pkcs11 import Attribute, GCMParams, KeyType, Mechanism, MechanismFlag
 from pkcs11.util.ec import encode_named_curve_parameters
 
-from hsmkme.hsm import anchor, objects, sealing, templates
+from hsmkme.hsm import anchor, objects, templates
 from hsmkme.hsm.answers import Fault
-from hsmkme.hsm.bench import ERRORS, KNOWN, SESSION_ONLY, Bench, Unfit, name_of, read_back, refused, same, wrapped_key
-
-_DATA: Final = b"hsmkme/check"
-_NONCE: Final = bytes(11) + b"\x01"
-
+from hsmkme.hsm.bench import (
+    DATA,
+    ERRORS,
+    KNOWN,
+    NONCE,
+    SESSION_ONLY,
+    Bench,
+    Unfit,
+    name_of,
+    read_back,
+    refused,
+    same,
+    wrapped_key,
+)
 
 # Master keys ----------------------------------------------------------------------------------------------
 
@@ -90,7 +99,7 @@ def key_wrap(bench: Bench) -> str:
 def unwrapping(bench: Bench) -> str:
     """Unwrap a block key into one that only decrypts, and open with it what it sealed before."""
     master, key = bench.master(), bench.sealing_key()
-    parameters = sealing.gcm_parameters(_DATA, 1)
+    parameters = GCMParams(NONCE, DATA)
     sealed = key.encrypt(KNOWN, mechanism=Mechanism.AES_GCM, mechanism_param=parameters)
     again = bench.unwrapped(master, bytes(master.wrap_key(key, mechanism=Mechanism.AES_KEY_WRAP)))
     found = read_back(bench, again, templates.OPENING_KEY)
@@ -112,15 +121,15 @@ def value_length(bench: Bench) -> str:
 def gcm(bench: Bench) -> str:
     """Seal by AES-256-GCM with a nonce that the caller gives, 16 bytes of tag, and additional data."""
     key = bench.known_key(KeyType.AES, Attribute.ENCRYPT)
-    sealed = bytes(key.encrypt(KNOWN, mechanism=Mechanism.AES_GCM, mechanism_param=GCMParams(_NONCE, _DATA)))
-    same(sealed, AESGCM(KNOWN).encrypt(_NONCE, KNOWN, _DATA), "the sealed segment")
+    sealed = bytes(key.encrypt(KNOWN, mechanism=Mechanism.AES_GCM, mechanism_param=GCMParams(NONCE, DATA)))
+    same(sealed, AESGCM(KNOWN).encrypt(NONCE, KNOWN, DATA), "the sealed segment")
     return "nonce of the caller"
 
 
 def destroyed_key(bench: Bench) -> str:
     """Refuse a key that was destroyed, as handles that were lost."""
     key = bench.sealing_key()
-    parameters = GCMParams(_NONCE, _DATA)
+    parameters = GCMParams(NONCE, DATA)
     key.encrypt(KNOWN, mechanism=Mechanism.AES_GCM, mechanism_param=parameters)
     key.destroy()
     use = {"mechanism": Mechanism.AES_GCM, "mechanism_param": parameters}
@@ -133,9 +142,9 @@ def destroyed_key(bench: Bench) -> str:
 def altered_segment(bench: Bench) -> str:
     """Refuse a segment of which a bit was changed, as something that may be the record's fault."""
     key = bench.known_key(KeyType.AES, Attribute.DECRYPT)
-    sealed = bytearray(AESGCM(KNOWN).encrypt(_NONCE, KNOWN, _DATA))
+    sealed = bytearray(AESGCM(KNOWN).encrypt(NONCE, KNOWN, DATA))
     sealed[5] ^= 1
-    use = {"mechanism": Mechanism.AES_GCM, "mechanism_param": GCMParams(_NONCE, _DATA)}
+    use = {"mechanism": Mechanism.AES_GCM, "mechanism_param": GCMParams(NONCE, DATA)}
     return refused(lambda: key.decrypt(bytes(sealed), **use), Fault.RECORD)
 
 
@@ -153,8 +162,8 @@ def altered_key(bench: Bench) -> str:
 def hmac_sha256(bench: Bench) -> str:
     """Sign by HMAC-SHA256 with a generic secret that was brought here."""
     key = bench.known_key(KeyType.GENERIC_SECRET, Attribute.SIGN)
-    found = bytes(key.sign(_DATA, mechanism=Mechanism.SHA256_HMAC))
-    same(found, hmac.digest(KNOWN, _DATA, "sha256"), "the tag")
+    found = bytes(key.sign(DATA, mechanism=Mechanism.SHA256_HMAC))
+    same(found, hmac.digest(KNOWN, DATA, "sha256"), "the tag")
     return "CKK_GENERIC_SECRET"
 
 
@@ -165,7 +174,7 @@ def ecdsa(bench: Bench) -> str:
     flags = MechanismFlag.SIGN | MechanismFlag.VERIFY
     private_template = {**templates.AUDIT_PRIVATE, **SESSION_ONLY}
     public, private = domain.generate_keypair(capabilities=flags, private_template=private_template)
-    digest = hashlib.sha256(_DATA).digest()
+    digest = hashlib.sha256(DATA).digest()
     signature = bytes(private.sign(digest, mechanism=Mechanism.ECDSA))
     key = load_pem_public_key(objects.public_pem(public))
     if not isinstance(key, ec.EllipticCurvePublicKey):
@@ -181,7 +190,7 @@ def ecdsa(bench: Bench) -> str:
 def cmac(bench: Bench) -> str:
     """Whether there is AES-CMAC; the product makes its check values by wrapping."""
     key = bench.known_key(KeyType.AES, Attribute.SIGN)
-    return f"{len(key.sign(_DATA, mechanism=Mechanism.AES_CMAC))} bytes"
+    return f"{len(key.sign(DATA, mechanism=Mechanism.AES_CMAC))} bytes"
 
 
 def data_object(bench: Bench) -> str:

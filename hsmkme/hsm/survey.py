@@ -9,10 +9,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
-from pkcs11 import Mechanism
+from pkcs11 import GCMParams, Mechanism
 
-from hsmkme.hsm import sealing
-from hsmkme.hsm.bench import ERRORS, KNOWN, Bench, Unfit, name_of
+from hsmkme.hsm.bench import DATA, ERRORS, KNOWN, NONCE, Bench, Unfit, name_of
 from hsmkme.hsm.faults import translated
 from hsmkme.hsm.module import load_module
 from hsmkme.hsm.probes import PROBES, Probe
@@ -150,7 +149,7 @@ def _timed(bench: Bench) -> dict[str, Callable[[], object]]:
     master, key = bench.master(), bench.sealing_key()
     wrapped = bytes(master.wrap_key(key, mechanism=Mechanism.AES_KEY_WRAP))
     opening = bench.unwrapped(master, wrapped)
-    gcm = {"mechanism": Mechanism.AES_GCM, "mechanism_param": sealing.gcm_parameters(b"hsmkme/check", 1)}
+    gcm = {"mechanism": Mechanism.AES_GCM, "mechanism_param": GCMParams(NONCE, DATA)}
     sealed = bytes(key.encrypt(KNOWN, **gcm))
     return {
         "seal a key": lambda: key.encrypt(KNOWN, **gcm),
