@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,8 +28,8 @@ BITS: Final = 256
 KEYS_OF_A_ROW: Final = 16
 """For how many keys there is one row of the log."""
 
-STATES: Final = ("ready", "ready", "ready", "deposited", "exhausted", "exhausted", "retired", "retired")
-"""Of blocks in turn: of each eight keys three can be claimed, one waits for the peer, two are claimed, two consumed."""
+STATES: Final = ("retired", "retired", "exhausted", "exhausted", "deposited", "ready", "ready", "ready")
+"""Of each eighth of the blocks, the oldest first: keys were consumed, are claimed, wait, can be claimed."""
 
 _BLOCK: Final = (
     "INSERT INTO block (link_id, block_id, state, epoch, key_bits, key_count, next_index, live, wrapped, digest,"
@@ -50,37 +51,50 @@ def fill(path: Path, keys: int, link_id: str, now: int) -> None:
         for start in range(0, keys // BLOCK, 1000):
             connection.execute("BEGIN IMMEDIATE")
             for number in range(start, min(start + 1000, keys // BLOCK)):
-                _fill_block(connection, link_id, number, relation, now, shared=bool(shared))
+                state = STATES[number * len(STATES) // (keys // BLOCK)]
+                _fill_block(connection, Filled(link_id, number, state, bool(shared)), relation, now)
             _fill_log(connection, now, 1000 * BLOCK // KEYS_OF_A_ROW if keys >= 1000 * BLOCK else keys // KEYS_OF_A_ROW)
             connection.execute("COMMIT")
 
 
-def _fill_block(
-    connection: sqlite3.Connection, link_id: str, number: int, relation: int, now: int, *, shared: bool
-) -> None:
-    name, state = f"filled-{number:08}", STATES[number % len(STATES)]
-    state = "ready" if state == "deposited" and not shared else state
-    claimed, ended = state in ("exhausted", "retired"), state == "retired"
-    mine = not shared or number // len(STATES) % 2
-    values = (link_id, name, state, BITS, BLOCK, BLOCK if claimed else 0, 0 if ended else BLOCK)
-    digest = hashlib.sha256(f"{link_id}/{name}".encode()).digest()
-    block_pk = connection.execute(
-        _BLOCK, (*values, digest, now - 1, bytes(16) if shared else None, mine)
-    ).lastrowid
-    if not ended:
+@dataclass(frozen=True, slots=True)
+class Filled:
+    """A block of a link; ``shared`` with a peer, which owns every second one."""
+
+    link_id: str
+    number: int
+    state: str
+    shared: bool
+
+    @property
+    def mine(self) -> bool:
+        return not self.shared or self.number % 2 == 0
+
+    def row(self, now: int) -> tuple[Any, ...]:
+        name = f"{self.state}-{self.number:08}"
+        state = self.state if self.shared or self.state != "deposited" else "ready"
+        used, live = BLOCK if state in ("exhausted", "retired") else 0, 0 if state == "retired" else BLOCK
+        digest = hashlib.sha256(f"{self.link_id}/{name}".encode()).digest()
+        tag = bytes(16) if self.shared else None
+        return (self.link_id, name, state, BITS, BLOCK, used, live, digest, now - 1, tag, self.mine)
+
+    def keys(self, block_pk: int, relation: int, now: int) -> Iterator[tuple[Any, ...]]:
+        state, served = ("consumed", 1) if self.state == "retired" else ("delivered", 0)
+        for index in range(BLOCK):
+            place = f"[[{block_pk},{index},1]]"
+            side = (self.mine, 1 if self.shared else -1)
+            yield (struct.pack(">QQ", block_pk, index), relation, state, BITS, place, served, now, *side)
+
+
+def _fill_block(connection: sqlite3.Connection, block: Filled, relation: int, now: int) -> None:
+    block_pk = int(connection.execute(_BLOCK, block.row(now)).lastrowid or 0)
+    if block.state != "retired":
         connection.execute("INSERT INTO segments VALUES (?, zeroblob(?))", (block_pk, BLOCK * segment_bytes(BITS)))
-    if claimed:
-        rows = list(_keys(int(block_pk or 0), relation, now, ended=ended, side=(mine, 1 if shared else -1)))
+    if block.state in ("exhausted", "retired"):
+        rows = list(block.keys(block_pk, relation, now))
         connection.executemany(_KEY, rows)
-        if shared:
+        if block.shared:
             connection.executemany("INSERT INTO key_of_block VALUES (?, ?)", [(block_pk, row[0]) for row in rows])
-
-
-def _keys(block_pk: int, relation: int, now: int, *, ended: bool, side: tuple[Any, int]) -> Iterator[tuple[Any, ...]]:
-    state, served = ("consumed", 1) if ended else ("delivered", 0)
-    for index in range(BLOCK):
-        key_id = struct.pack(">QQ", block_pk, index)
-        yield (key_id, relation, state, BITS, f"[[{block_pk},{index},1]]", served, now, *side)
 
 
 def _fill_log(connection: sqlite3.Connection, now: int, rows: int) -> None:

@@ -77,7 +77,7 @@ class Bench:
         self.new_ids = KeyIds(now)
 
     def prepare(self, keys: int) -> None:
-        """Put ``keys`` keys on a local link and on one to a peer, after some that are to be claimed."""
+        """Put ``keys`` keys on a local link and on one to a peer, and some more that can be claimed."""
         self.store.registry.admit_epoch(1, "0011223344", ENTRY)
         self.store.registry.admit_links(LINKS, ENTRY)
         for sae, kme in (("alice", "kme-1"), ("bob", "kme-1"), ("carol", "kme-2")):
@@ -85,9 +85,9 @@ class Bench:
         self.store.links.heard("far", Standing(verdict="good", incarnation=LIFE, log_rows=0, why="", ready={}))
         self.greeted()
         for link in ("local", "far"):
+            fill(self.path, keys // 2, link, int(self.now()))
             for _ in range(8):
                 self.deposit(link)
-            fill(self.path, keys // 2, link, int(self.now()))
 
     # Requests -----------------------------------------------------------------------------------------
 
@@ -146,7 +146,7 @@ class Bench:
     def round(self) -> None:
         self.store.links.hello("far", ["kme-peer/1"])
         self.store.links.block_size("far", 256)
-        self.store.sharing.unconfirmed("far", "g")
+        self.store.sharing.unconfirmed("far", "e")  # after the last that waits, before all others
         self.store.outbox.waiting("far", 16)
         self.store.agreed.thirsty("kme-2", self.now())
 

@@ -26,6 +26,10 @@ SELECT link_id, block_id, epoch, key_bits, wrapped, state, coalesce(substr(seale
     :first * (key_bits / 8 + :tag) + 1, :count * (key_bits / 8 + :tag)), x'')
 FROM block LEFT JOIN segments USING (block_pk) WHERE block_pk = :block
 """
+_LOSE: Final = """
+UPDATE block SET live = live - ? WHERE block_pk = ? RETURNING live, state, key_bits,
+    EXISTS (SELECT 1 FROM segments WHERE segments.block_pk = block.block_pk)
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,17 +68,17 @@ def _run(connection: sqlite3.Connection, block_pk: int, first: int, count: int) 
 
 
 def erase(transaction: Transaction, places: Iterable[tuple[int, int, int]]) -> None:
-    """Write zeros over segments; a block with none left, and none to give, is retired."""
+    """Write zeros over segments; a block with none left, and none to give, is retired.
+
+    What was tampered with may be shorter, or gone: that ends too.
+    """
     by_block: dict[int, list[tuple[int, int]]] = defaultdict(list)
     for block_pk, first, count in joined(places):
         by_block[block_pk].append((first, count))
     for block_pk, runs in by_block.items():
-        live, state, key_bits, length = transaction.execute(
-            "UPDATE block SET live = live - ? WHERE block_pk = ? RETURNING live, state, key_bits,"
-            " (SELECT length(sealed) FROM segments WHERE segments.block_pk = block.block_pk)",
-            (sum(count for _, count in runs), block_pk),
-        ).fetchone()
-        if length is not None:
+        row = transaction.execute(_LOSE, (sum(count for _, count in runs), block_pk)).fetchone()
+        live, state, key_bits, has_segments = row or (None, "", 0, False)
+        if has_segments:
             _overwrite(transaction, block_pk, runs, segment_bytes(key_bits))
         if live == 0 and state in _ENDED:
             transaction.execute("UPDATE block SET state = 'retired' WHERE block_pk = ?", (block_pk,))
@@ -83,7 +87,7 @@ def erase(transaction: Transaction, places: Iterable[tuple[int, int, int]]) -> N
 
 
 def _overwrite(transaction: Transaction, block_pk: int, runs: Sequence[tuple[int, int]], stride: int) -> None:
-    """Zeros over ``runs`` (first segment, count). What was tampered with may be shorter: that ends too."""
+    """Zeros over ``runs`` (first segment, count)."""
     with transaction.connection.blobopen("segments", "sealed", block_pk) as blob:
         length = len(blob)
         for first, count in runs:
