@@ -57,7 +57,7 @@ def test_a_vendors_own_answer_means_that_the_device_fails_and_one_of_nobody_is_a
     assert name_of_code(VENDOR_DEFINED + 0x11) == "0x80000011"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def session(shared_shim: Shim, address: TokenAddress) -> Iterator[Any]:
     """A session of the binding without a login."""
     opened = load_module(shared_shim.address(address)).get_token(token_label=address.label).open()

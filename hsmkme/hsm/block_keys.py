@@ -39,7 +39,7 @@ class BlockKeys:
 
     def __init__(self, cryptoki: Cryptoki, session: int) -> None:
         self._session = session
-        self._call = {function: cryptoki.function(function) for function in Function}
+        self._call = cryptoki.function
         self._sealing = _Form(templates.SEALING_KEY, _AES | _LENGTH)
         self._opening = _Form(templates.OPENING_KEY, _AES)
         self._generation = CkMechanism(Mechanism.AES_KEY_GEN)
@@ -48,39 +48,38 @@ class BlockKeys:
     def generate(self) -> BlockKey:
         """A new block key, which seals and leaves the token only wrapped."""
         handle, form = WORD(), self._sealing
-        call = self._call[Function.C_GenerateKey]
-        call(self._session, byref(self._generation), form.packed, form.count, byref(handle))
+        generate = self._call(Function.C_GenerateKey)
+        generate(self._session, byref(self._generation), form.packed, form.count, byref(handle))
         self._check(handle.value, form)
-        return BlockKey(self._session, handle.value, False, *self._calls(Function.C_EncryptInit, Function.C_Encrypt))
+        calls = map(self._call, (Function.C_EncryptInit, Function.C_Encrypt))
+        return BlockKey(self._session, handle.value, False, *calls)
 
     def unwrap(self, wrapped_key: bytes, master: int) -> BlockKey:
         """A block key that ``master`` wrapped, which opens and leaves the token in no form."""
         handle, form = WORD(), self._opening
-        call, blob = self._call[Function.C_UnwrapKey], (wrapped_key, len(wrapped_key))
-        call(self._session, byref(self._wrapping), master, *blob, form.packed, form.count, byref(handle))
+        unwrap, blob = self._call(Function.C_UnwrapKey), (wrapped_key, len(wrapped_key))
+        unwrap(self._session, byref(self._wrapping), master, *blob, form.packed, form.count, byref(handle))
         self._check(handle.value, form)
-        return BlockKey(self._session, handle.value, True, *self._calls(Function.C_DecryptInit, Function.C_Decrypt))
+        calls = map(self._call, (Function.C_DecryptInit, Function.C_Decrypt))
+        return BlockKey(self._session, handle.value, True, *calls)
 
     def wrap(self, key: BlockKey, master: int) -> bytes:
         """The key as ``master`` wraps it."""
         room, length = create_string_buffer(_WRAPPED_ROOM), WORD(_WRAPPED_ROOM)
-        call = self._call[Function.C_WrapKey]
-        call(self._session, byref(self._wrapping), master, key.handle, room, byref(length))
+        wrap = self._call(Function.C_WrapKey)
+        wrap(self._session, byref(self._wrapping), master, key.handle, room, byref(length))
         return room.raw[: length.value]
 
     def destroy(self, handle: int) -> None:
         """Let the token forget a key."""
-        self._call[Function.C_DestroyObject](self._session, handle)
+        self._call(Function.C_DestroyObject)(self._session, handle)
 
     def _check(self, handle: int, form: _Form) -> None:
         try:
-            form.check(self._call[Function.C_GetAttributeValue], self._session, handle)
+            form.check(self._call(Function.C_GetAttributeValue), self._session, handle)
         except OperatorFault:
             self.destroy(handle)
             raise
-
-    def _calls(self, *functions: Function) -> list[Callable[..., int]]:
-        return [self._call[function] for function in functions]
 
 
 class _Form:

@@ -97,9 +97,15 @@ class Cryptoki:
         if code != CKR_OK or functions.value is None:
             raise CryptokiError("C_GetFunctionList", code)
         self._table = functions.value
+        self._bound: dict[Function, Callable[..., int]] = {}
 
     def function(self, function: Function) -> Callable[..., int]:
         """``function`` as this module has it; it raises `CryptokiError` for any answer but CKR_OK."""
+        if function not in self._bound:
+            self._bound[function] = self._bind(function)
+        return self._bound[function]
+
+    def _bind(self, function: Function) -> Callable[..., int]:
         position, *arguments = function.value
         address = POINTER.from_address(self._table + _WORD * (1 + position)).value
         if address is None:

@@ -47,13 +47,13 @@ class Segments:
         Raises `CryptokiError`; also for what does not have the length that is due, as if the data were wrong.
         """
         size = self._taken
-        if len(pieces) == size:
-            made = self._one(first, pieces)
-        else:
+        try:
+            if len(pieces) == size:
+                return self._one(first, pieces)
             starts = range(0, len(pieces), size)
-            made = b"".join([self._one(first + n, pieces[at : at + size]) for n, at in enumerate(starts)])
-        self._room.raw = self._empty  # no plain key stays
-        return made
+            return b"".join([self._one(first + n, pieces[at : at + size]) for n, at in enumerate(starts)])
+        finally:
+            self._room.raw = self._empty  # no plain key stays
 
     def _one(self, number: int, piece: bytes) -> bytes:
         _NUMBER.pack_into(self._nonce, sealing.NONCE_BYTES - _NUMBER.size, number)

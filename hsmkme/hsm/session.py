@@ -14,7 +14,6 @@ import fcntl
 import os
 import queue
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -58,7 +57,7 @@ class Lane:
     session: Any
     keys: BlockKeys
     objects: dict[str, Any] = field(default_factory=dict)
-    opened: OrderedDict[BlockSeal, Segments] = field(default_factory=OrderedDict)
+    opened: dict[BlockSeal, Segments] = field(default_factory=dict)
 
 
 class _Idle:

@@ -221,18 +221,17 @@ class Token:
 
     def _opened(self, lane: Lane, seal: BlockSeal) -> Segments:
         """A block through its key as a session object that only decrypts; unwrapped once, then kept while in use."""
-        kept = lane.opened.get(seal)
-        if kept is not None:
-            lane.opened.move_to_end(seal)
-            return kept
-        wrapped_key = sealing.wrapped_key_of(seal)
-        if wrapped_key is None:
-            raise _not_opening(seal)
-        key = lane.keys.unwrap(wrapped_key, self._master(lane, seal.epoch).handle)
-        lane.opened[seal] = Segments(key, seal.name, seal.key_bits)
+        kept = lane.opened.pop(seal, None)
+        if kept is None:
+            wrapped_key = sealing.wrapped_key_of(seal)
+            if wrapped_key is None:
+                raise _not_opening(seal)
+            key = lane.keys.unwrap(wrapped_key, self._master(lane, seal.epoch).handle)
+            kept = Segments(key, seal.name, seal.key_bits)
+        lane.opened[seal] = kept  # what was used last is forgotten last
         if len(lane.opened) > self._block_keys:
             self._forget(lane, next(iter(lane.opened)))
-        return lane.opened[seal]
+        return kept
 
     def _forget(self, lane: Lane, seal: BlockSeal) -> None:
         """Let the block key be unwrapped anew when it is needed again."""
