@@ -21,7 +21,7 @@ from hsmkme.custody import Custody
 from hsmkme.drivers.spool import Spool
 from hsmkme.errors import HsmkmeError, OperatorFault
 from hsmkme.fairuse import FairUse
-from hsmkme.hsm import Token, TokenAddress, load_profile
+from hsmkme.hsm import Token, TokenAddress, load_profile, read_profile
 from hsmkme.identifiers import KeyIds
 from hsmkme.intake import Intake
 from hsmkme.kme import Kme
@@ -163,7 +163,7 @@ def upkeep_with_spools(parts: Parts) -> Upkeep:
 
 def token_address(section: TokenSection) -> TokenAddress:
     """Where the configured token is."""
-    profile = load_profile(section.profile)
+    profile = read_profile(section.profile_file) if section.profile_file else load_profile(section.profile)
     return TokenAddress(
         profile,
         section.module or Path(profile.module),

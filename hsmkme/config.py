@@ -50,9 +50,13 @@ class _Section(BaseModel):
 
 
 class TokenSection(_Section):
-    """``[token]``: which token, and where its PIN is read from (a file of mode 0400)."""
+    """``[token]``: which token, and where its PIN is read from (a file of mode 0400).
+
+    ``profile_file`` is a profile of one's own, as `hsmkme hsm check` saves it, instead of a shipped one.
+    """
 
     profile: str = "softhsm-2.6"
+    profile_file: FilePath | None = None
     label: Annotated[str, Field(min_length=1, max_length=32)]
     pin_file: FilePath
     module: FilePath | None = None

@@ -43,6 +43,7 @@ _MODULES: Final = {
     "ceremony": "ceremony",
     "demo": "demo",
     "bench": "bench",
+    "hsm": "hsm",
 }
 """The module of each command: imported when the command is called, for no command needs all of them."""
 
