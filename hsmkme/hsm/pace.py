@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
-from pkcs11 import KeyType, MechanismFlag
+from pkcs11 import GCMParams, KeyType, MechanismFlag
 from pkcs11.mechanisms import Mechanism
 
 from hsmkme.hsm import sealing
@@ -38,7 +38,7 @@ def turns(address: TokenAddress, pin: PinSource) -> Iterator[Turns]:
             capabilities, gcm = MechanismFlag.ENCRYPT | MechanismFlag.DECRYPT, Mechanism.AES_GCM
             key = lane.session.generate_key(KeyType.AES, sealing.BLOCK_KEY_BITS, capabilities=capabilities)
             plain = os.urandom(_SEGMENT_BYTES)
-            parameters = [sealing.gcm_parameters(b"pace", index) for index in range(SEGMENTS)]
+            parameters = [GCMParams(index.to_bytes(sealing.NONCE_BYTES, "big"), b"pace") for index in range(SEGMENTS)]
             sealed = [key.encrypt(plain, mechanism=gcm, mechanism_param=parameter) for parameter in parameters]
 
             def seal() -> None:

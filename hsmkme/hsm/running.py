@@ -19,6 +19,7 @@ from hsmkme.hsm.breaker import Breaker
 from hsmkme.hsm.cryptoki import CryptokiError
 from hsmkme.hsm.faults import fault_of, outward
 from hsmkme.hsm.session import Lane, Sessions
+from hsmkme.waiting import aside
 
 Result = TypeVar("Result")
 
@@ -46,7 +47,15 @@ class Runner:
         return self._breaker.answered_lately
 
     def run(self, doing: str, verb: Callable[[Lane], Result]) -> Result:
-        """Run ``verb`` in a lane; lost handles are found again once, a failed device is left alone a while."""
+        """Run ``verb`` in a lane; lost handles are found again once, a failed device is left alone a while.
+
+        A module that serves several callers at once waits for a device: others of this thread go on meanwhile.
+        """
+        if self._sessions.address.profile.locking == "parallel":
+            return aside(lambda: self._queued(doing, verb))
+        return self._queued(doing, verb)
+
+    def _queued(self, doing: str, verb: Callable[[Lane], Result]) -> Result:
         if self._stopped is not None:
             raise OperatorFault(self._stopped)
         if not self._queue.acquire(blocking=False):
