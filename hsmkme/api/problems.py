@@ -96,12 +96,13 @@ class Answer:
 
 
 _LINES: Final = {status.value: f"{status.value} {status.phrase}" for status in HTTPStatus}
+_JSON: Final = json.JSONEncoder(separators=(",", ":"))
 _FIELDS: Final = (("Content-Type", "application/json"), ("Cache-Control", "no-store"))
 
 
 def answer(value: Mapping[str, object], status: int = 200, more: Iterable[tuple[str, str]] = ()) -> Answer:
     """An answer that says ``value``, with ``more`` header fields."""
-    return Answer(json.dumps(value, separators=(",", ":")).encode(), status, more)
+    return Answer(_JSON.encode(value).encode(), status, more)
 
 
 def problem(error: HsmkmeError, faults: FaultLog) -> Answer:
