@@ -1,6 +1,6 @@
 """A small KME on a store that somebody writes to behind its back: no server, so that thousands of cases take seconds.
 
-Two relations, `alice`→`bob` and `alice`→`carol`, and three blocks of four keys. Of the first block a key waits for each
+Two relations, `alice`→`bob` and `alice`→`carol`, and two blocks of four keys. Of the first block a key waits for each
 slave and two are left.
 """
 
@@ -32,7 +32,7 @@ from hsmkme.states import BlockState
 from hsmkme.store import Store, migrate
 
 KEYS: Final = 4
-BLOCKS: Final = 3
+BLOCKS: Final = ("one", "two")
 BITS: Final = 256
 SLAVES: Final = ("bob", "carol")
 Change = Callable[[sqlite3.Connection], object]
@@ -69,8 +69,8 @@ def make_world(directory: Path, token: Token, clock: Callable[[], float]) -> Wor
     for slave in SLAVES:
         store.registry.allow("alice", slave, Entry("pair.allow", "test"))
     custody = Custody(token, store, clock)
-    for number in range(BLOCKS):
-        name, made = BlockName("local", f"block-{number}"), os.urandom(KEYS * BITS // 8)
+    for block_id in BLOCKS:
+        name, made = BlockName("local", block_id), os.urandom(KEYS * BITS // 8)
         custody.deposit([RawBlock(name, BITS, KeyMaterial(made))], BlockState.READY, 1000, "test")
         keys |= {made[i * 32 : (i + 1) * 32]: (name.block_id, i) for i in range(KEYS)}
     kme = make_kme(custody, store, clock)
@@ -116,7 +116,7 @@ def used(path: Path, token: Token, world: World, clock: Callable[[], float]) -> 
         kme = make_kme(Custody(token, store, clock), store, clock)
         for slave in SLAVES:
             _collect(kme, slave, world.owed[slave], seen)
-        while len(seen.given) < 4 * KEYS * BLOCKS and _draw(kme, SLAVES[len(seen.given) // 2 % 2], seen):
+        while len(seen.given) < 4 * KEYS * len(BLOCKS) and _draw(kme, SLAVES[len(seen.given) // 2 % 2], seen):
             pass
     except HsmkmeError as error:
         seen.broken.append(f"{type(error).__name__}: {error}")

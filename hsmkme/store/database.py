@@ -8,6 +8,7 @@ losers starve; a process that dies releases both.
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import sqlite3
 import threading
@@ -16,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
-from hsmkme.errors import AuditBroken, IllegalTransition, StoreError, StoreUnavailable
+from hsmkme.errors import AuditBroken, IllegalTransition, StoreError, StoreTampered, StoreUnavailable
 from hsmkme.model import Clock, Entry, LogRow
 from hsmkme.store import schema
 
@@ -34,12 +35,30 @@ _SETTINGS = (
 )
 
 
+_NO_TEXT = ("Could not decode to UTF-8", "user-defined function raised")
+
+
 class Chain(Protocol):
     """What makes a log row of an entry; ``audit.AuditChain`` in the product."""
 
     def extend(self, previous: bytes, seq: int, now: float, entry: Entry) -> LogRow:
         """Row ``seq``, chained to the row whose hash is ``previous``."""
         ...
+
+
+class RowSeal:
+    """Seals what a row says that never changes, under a ``key`` that is in no file; who has no key believes any row."""
+
+    def __init__(self) -> None:
+        self.key = b""
+
+    def seal(self, *values: object) -> bytes:
+        """16 bytes, which nobody can make for other ``values`` who has the file alone."""
+        return hashlib.blake2b(repr(values).encode(), key=self.key, digest_size=16).digest()
+
+    def is_sealed(self, seal: object, *values: object) -> bool:
+        """Whether ``seal`` is of these values."""
+        return not self.key or seal == self.seal(*values)
 
 
 class Transaction:
@@ -82,6 +101,7 @@ class Database:
         self.path = path
         self._chain = chain
         self._clock = clock
+        self.rows = RowSeal()
         self._local = threading.local()
         self._thread_turn = threading.Lock()
 
@@ -92,6 +112,8 @@ class Database:
         if connection is None:
             connection = connect(self.path)
             schema.require_current(connection)
+            connection.create_function("row_seal", -1, self.rows.seal)
+            connection.create_function("is_sealed", -1, self.rows.is_sealed)
             self._local.connection = connection
         return connection
 
@@ -197,6 +219,9 @@ def spoken() -> Iterator[None]:
     except sqlite3.IntegrityError as error:
         if "illegal transition" in str(error) or "append-only" in str(error):
             raise IllegalTransition(str(error)) from error
-        raise StoreError(f"the store refused a row: {error}") from error
+        refusal = StoreTampered if "CHECK" in str(error) else StoreError  # this code writes nothing that breaks a rule
+        raise refusal(f"the store refused a row: {error}") from error
     except (sqlite3.Error, OSError) as error:
+        if str(error).startswith(_NO_TEXT):
+            raise StoreTampered("the store has a row that is no text") from error
         raise StoreUnavailable(f"the store cannot be used now: {error}") from error

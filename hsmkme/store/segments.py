@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
-from hsmkme.errors import StoreError
+from hsmkme.errors import StoreTampered
 from hsmkme.model import GCM_TAG_BYTES, BlockName, BlockSeal, Part, segment_bytes
 from hsmkme.store.database import Transaction
 
@@ -62,7 +62,7 @@ def runs_of(connection: sqlite3.Connection, places: Iterable[tuple[int, int, int
 def _run(connection: sqlite3.Connection, block_pk: int, first: int, count: int) -> Run:
     row = connection.execute(_RUN, {"block": block_pk, "first": first, "count": count, "tag": GCM_TAG_BYTES}).fetchone()
     if row is None:
-        raise StoreError(f"a claimed key is of block {block_pk}, which the store does not have")
+        raise StoreTampered(f"a claimed key is of block {block_pk}, which the store does not have")
     link_id, block_id, epoch, key_bits, wrapped, state, sealed = row
     return Run(block_pk, BlockSeal(BlockName(link_id, block_id), epoch, key_bits, wrapped), state, first, count, sealed)
 
