@@ -38,14 +38,14 @@ WHERE block_pk = ?
 """
 """What is no text cannot be read: the alarm has what it was."""
 
-_COUNT: Final = """
-UPDATE pool SET (ready, theirs, waiting) = (SELECT
-    coalesce(sum((state = 'ready') * mine * (key_count - next_index)), 0),
-    coalesce(sum((state = 'ready') * (1 - mine) * (key_count - next_index)), 0),
-    coalesce(sum((state = 'deposited') * (key_count - next_index)), 0)
-    FROM block WHERE state IN ('ready', 'deposited') AND block.link_id = pool.link_id
-    AND block.key_bits = pool.key_bits)
+_COUNTED: Final = """
+SELECT coalesce(sum((block.state = 'ready') * mine * (key_count - next_index)), 0),
+    coalesce(sum((block.state = 'ready') * (1 - mine) * (key_count - next_index)), 0),
+    coalesce(sum((block.state = 'deposited') * (key_count - next_index)), 0), link_id, key_bits
+FROM pool LEFT JOIN block USING (link_id, key_bits) GROUP BY link_id, key_bits
 """
+_POOLS: Final = "SELECT ready, theirs, waiting, link_id, key_bits FROM pool"
+_COUNT: Final = "UPDATE pool SET ready = ?, theirs = ?, waiting = ? WHERE link_id = ? AND key_bits = ?"
 _KEYS: Final = """
 SELECT key_id, seal, CAST(state AS BLOB), served, CAST(master AS BLOB), CAST(slaves AS BLOB), size,
     CAST(parts AS BLOB), mine, due
@@ -69,14 +69,12 @@ class Examining:
         keys though no row was found wrong lost a block: that is an alarm too.
         """
         with self._database.write() as transaction, _unchecked(transaction.connection):
-            before = _pools(transaction)
             found = transaction.execute(_BLOCKS).fetchall()
             blocks = [_freeze(transaction, row, actor) for row in found if not _good(row)]
-            count_pools(transaction)
-            lost = not blocks and _pools(transaction) != before
-            if lost:
-                transaction.append(Entry("alarm.pool-tampered", actor, {"pools": before}))
-            return len(blocks) + lost + self._keys(transaction, actor, key_ids)
+            wrong = count_pools(transaction)
+            if wrong and not blocks:
+                transaction.append(Entry("alarm.pool-tampered", actor, {"links": sorted(wrong)}))
+            return len(blocks or wrong) + self._keys(transaction, actor, key_ids)
 
     def _keys(self, transaction: Transaction, actor: str, key_ids: Sequence[UUID]) -> int:
         found = transaction.execute(_LIVE).fetchall()
@@ -102,9 +100,12 @@ class Examining:
         return is_served and all(place[0] in blocks for place in json.loads(parts))
 
 
-def count_pools(transaction: Transaction) -> None:
-    """Make the counts of every pool anew."""
-    transaction.execute(_COUNT)
+def count_pools(transaction: Transaction) -> set[str]:
+    """Make the counts of every pool anew; returns the links of those that were wrong."""
+    known = set(transaction.execute(_POOLS))
+    wrong = [row for row in transaction.execute(_COUNTED).fetchall() if row not in known]
+    transaction.executemany(_COUNT, wrong)
+    return {row[3] for row in wrong}
 
 
 def _good(row: tuple[int, bytes, bytes, int]) -> bool:
@@ -126,10 +127,6 @@ def _is_text(value: bytes) -> bool:
     except UnicodeDecodeError:
         return False
     return True
-
-
-def _pools(transaction: Transaction) -> list[list[object]]:
-    return [list(row) for row in transaction.execute("SELECT link_id, key_bits, ready, theirs, waiting FROM pool")]
 
 
 @contextmanager
