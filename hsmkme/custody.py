@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
-from typing import TypeVar
 from uuid import UUID
 
 from hsmkme.audit import export_digest, export_header, export_lines, seal_digest, signed_header, timestamp
@@ -24,8 +23,6 @@ from hsmkme.store import Draft, NewIds, Offer, Outcome, Pads, Receipt, Store, ca
 
 log = logging.getLogger(__name__)
 
-Result = TypeVar("Result")
-
 
 class Custody:
     """Token and store of one KME. Raises `OperatorFault` if the token's master keys are not the store's."""
@@ -34,6 +31,7 @@ class Custody:
         self._token = token
         self._store = store
         self._clock = clock
+        self._sound = store.examining.sound
         store.seal_rows(token.row_key())
         self._epochs: frozenset[int] = frozenset()
         try:
@@ -207,19 +205,6 @@ class Custody:
         """What is known of claimed keys."""
         return self._sound(lambda: self._store.keys.held(key_ids), key_ids)
 
-    def examine(self, actor: str, key_ids: Sequence[UUID] = ()) -> None:
-        """Keep apart rows of the store that make no sense. Durable writes: one commit with them and their alarms."""
-        found = self._store.examining.examine(actor, key_ids)
-        log.error("ALARM the store was tampered with: %d rows make no sense and were kept apart", found)
-
-    def _sound(self, verb: Callable[[], Result], key_ids: Sequence[UUID] = ()) -> Result:
-        """Do ``verb``; once more when what it met of the store, these keys above all, was kept apart."""
-        try:
-            return verb()
-        except StoreTampered:
-            self.examine("kme", key_ids)
-            return verb()
-
     def _open(self, keys: Sequence[SealedKey]) -> list[OpenKey]:
         """Open keys in the token; no token opens one that is under an epoch that there is not."""
         for seal in (part.block for key in keys for part in key.parts):
@@ -271,7 +256,7 @@ class Custody:
         try:
             self._store.blocks.freeze(name, Entry("alarm.block-tampered", actor))
         except StoreError:  # the row breaks rules of its table too
-            self.examine(actor)
+            self._store.examining.examine(actor)
 
     def seal_log(self) -> Seal | None:
         """Sign the last row of the log; None if it is sealed already.

@@ -72,7 +72,7 @@ class Upkeep:
         try:
             duty.act()
         except StoreTampered:  # it would meet the same row every time
-            self._custody.examine("upkeep")
+            self._store.examining.examine("upkeep")
             duty.act()
 
     def seal(self) -> None:

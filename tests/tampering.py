@@ -128,7 +128,7 @@ def used(path: Path, token: Token, world: World, clock: Callable[[], float]) -> 
             _collect(kme, slave, world.owed[slave], seen)
         while len(seen.given) < 4 * KEYS * len(BLOCKS) and _draw(kme, SLAVES[len(seen.given) // 2 % 2], seen):
             pass
-        custody.examine("test")
+        store.examining.examine("test")
     except HsmkmeError as error:
         seen.broken.append(f"{type(error).__name__}: {error}")
     finally:
