@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -214,29 +214,31 @@ def steps_of(path: Path, keys: int, now: Clock = time.time) -> dict[str, int]:
     return taken
 
 
-def times_of(path: Path, rounds: int) -> dict[str, float]:
-    """Microseconds of CPU that each verb takes, the median of ``rounds``."""
-    bench, times = Bench(path), defaultdict(list)
+def times_of(paths: Sequence[Path], rounds: int) -> list[dict[str, float]]:
+    """Microseconds of CPU that each verb takes in each store, the medians of ``rounds`` in which they take turns."""
+    benches = [Bench(path) for path in paths]
+    times: list[dict[str, list[float]]] = [defaultdict(list) for _ in benches]
     for _ in range(rounds):
-        for link in ("local", "local", "local", "far"):
-            bench.deposit(link)
-        for name, verb in bench.verbs().items():
-            before = time.thread_time()
-            verb()
-            times[name].append((time.thread_time() - before) * 1e6)
-    return {name: statistics.median(taken) for name, taken in times.items()}
+        for bench, taken in zip(benches, times, strict=True):
+            for link in ("local", "local", "local", "far"):
+                bench.deposit(link)
+            bench.greeted()
+            for name, verb in bench.verbs().items():
+                before = time.thread_time()
+                verb()
+                taken[name].append((time.thread_time() - before) * 1e6)
+    return [{name: statistics.median(values) for name, values in taken.items()} for taken in times]
 
 
 def main(sizes: list[int]) -> None:
     """Print what the verbs cost in a store of each of ``sizes`` keys."""
     table = Table("verb", *(f"{size:,} keys" for size in sizes), title="microseconds of CPU / steps of SQLite")
-    columns = []
-    for size in sizes:
-        with tempfile.TemporaryDirectory() as directory:
-            path = Path(directory) / "store.sqlite"
-            columns.append((steps_of(path, size), times_of(path, ROUNDS)))
-    for name in columns[0][0]:
-        table.add_row(name, *(f"{times[name]:,.0f} / {steps[name]:,}" for steps, times in columns))
+    with tempfile.TemporaryDirectory() as directory:
+        paths = [Path(directory) / f"{size}.sqlite" for size in sizes]
+        steps = [steps_of(path, size) for path, size in zip(paths, sizes, strict=True)]
+        times = times_of(paths, ROUNDS)
+    for name in steps[0]:
+        table.add_row(name, *(f"{t[name]:,.0f} / {s[name]:,}" for t, s in zip(times, steps, strict=True)))
     Console().print(table)
 
 
