@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from uuid import UUID
 
@@ -33,28 +34,29 @@ class Custody:
         self._clock = clock
         self._sound = store.examining.sound
         store.seal_rows(token.row_key())
-        self._epochs: frozenset[int] = frozenset()
         try:
             self._epoch = self._check_epochs()
         except (OperatorFault, StoreTampered) as fault:
-            self._alarm_of_epochs(str(fault))
+            with suppress(TokenError):
+                token.anchored()  # a token that lost sight of everything blames no row
+                self._alarm_of_epochs(str(fault))
             raise
         self._check_lineage()
 
     def _check_epochs(self) -> int:
         """Compare the check value of every epoch in use with the token's; returns the active epoch."""
         epochs = {epoch: row for epoch, *row in self._store.registry.epochs() if row[0] is not EpochState.DESTROYED}
-        for epoch, (_, expected) in epochs.items():
-            if self._token.check_value(epoch) != expected:
+        for epoch, (_, value) in epochs.items():
+            if self._token.check_value(epoch) != value:
                 raise OperatorFault(f"master/{epoch} of this token is not the key that this store was sealed under")
         self._epochs = frozenset(epochs)
-        active = [epoch for epoch, (state, _) in epochs.items() if state is EpochState.ACTIVE]
-        if not active:
-            raise OperatorFault("the store knows no active master key: run `hsmkme ceremony first`")
-        return active[0]
+        for epoch, (state, _) in epochs.items():
+            if state is EpochState.ACTIVE:
+                return epoch
+        raise OperatorFault("the store knows no active master key: run `hsmkme ceremony first`")
 
     def _alarm_of_epochs(self, reason: str) -> None:
-        """Record that the store's epochs are not the token's; once, however often somebody tries to start."""
+        """Record that the store's epochs are not the token's, once however often somebody starts."""
         latest = self._store.log.latest(1, "alarm.")
         if not latest or json.loads(latest[0].text).get("reason") != reason:
             self._store.log.append(Entry("alarm.epochs-differ", "custody", {"reason": reason}))
@@ -252,9 +254,8 @@ class Custody:
 
     def _quarantine(self, fault: RecordFault, actor: str) -> None:
         log.error("ALARM %s: quarantined", fault)
-        name = BlockName(fault.link_id, fault.block_id)
         try:
-            self._store.blocks.freeze(name, Entry("alarm.block-tampered", actor))
+            self._store.blocks.freeze(BlockName(fault.link_id, fault.block_id), Entry("alarm.block-tampered", actor))
         except StoreError:  # the row breaks rules of its table too
             self._store.examining.examine(actor)
 

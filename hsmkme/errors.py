@@ -121,7 +121,14 @@ class StoreUnavailable(StoreError):
 
 
 class StoreTampered(StoreError):
-    """A row makes no sense: somebody wrote to the file. Nothing was changed: examine the store, and ask again."""
+    """A row makes no sense: somebody wrote to the file. Nothing was changed: examine the store, and ask again.
+
+    ``blocks`` are the numbers of blocks that do, though each value in their rows could be.
+    """
+
+    def __init__(self, message: str, blocks: Sequence[int] = ()) -> None:
+        super().__init__(message)
+        self.blocks = blocks
 
 
 class PoolShort(StoreError):

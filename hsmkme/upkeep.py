@@ -71,8 +71,8 @@ class Upkeep:
     def _do(self, duty: Duty) -> None:
         try:
             duty.act()
-        except StoreTampered:  # it would meet the same row every time
-            self._store.examining.examine("upkeep")
+        except StoreTampered as tampered:  # it would meet the same row every time
+            self._store.examining.examine("upkeep", (), tampered.blocks)
             duty.act()
 
     def seal(self) -> None:

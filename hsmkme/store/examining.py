@@ -72,19 +72,21 @@ class Examining:
         """Do ``verb``; once more when what it met, these keys above all, was kept apart."""
         try:
             return verb()
-        except StoreTampered:
-            self.examine("kme", key_ids)
+        except StoreTampered as tampered:
+            self.examine("kme", key_ids, tampered.blocks)
             return verb()
 
-    def examine(self, actor: str, key_ids: Sequence[UUID] = ()) -> int:
-        """Keep apart what makes no sense; returns how many rows did not. ``key_ids`` are looked at in any case.
+    def examine(self, actor: str, key_ids: Sequence[UUID] = (), suspects: Sequence[int] = ()) -> int:
+        """Keep apart what makes no sense; returns how many rows did not.
+
+        ``key_ids`` are looked at though they ended; ``suspects`` are blocks that are known to make none.
 
         Writes, in one commit: states of blocks and keys, counts of pools, an alarm for each row. A pool that promised
         keys though no row was found wrong lost a block: that is an alarm too.
         """
         with self._database.write() as transaction, _unchecked(transaction.connection):
             found = transaction.execute(_BLOCKS).fetchall()
-            blocks = [_freeze(transaction, row, actor) for row in found if not _good(row)]
+            blocks = [_freeze(transaction, row, actor) for row in found if row[0] in suspects or not _good(row)]
             wrong = count_pools(transaction)
             if wrong and not blocks:
                 transaction.append(Entry("alarm.pool-tampered", actor, {"links": sorted(wrong)}))

@@ -76,7 +76,10 @@ def erase(transaction: Transaction, places: Iterable[tuple[int, int, int]]) -> N
     for block_pk, first, count in joined(places):
         by_block[block_pk].append((first, count))
     for block_pk, runs in by_block.items():
-        row = transaction.execute(_LOSE, (sum(count for _, count in runs), block_pk)).fetchone()
+        try:
+            row = transaction.execute(_LOSE, (sum(count for _, count in runs), block_pk)).fetchone()
+        except sqlite3.IntegrityError as error:
+            raise StoreTampered(f"block {block_pk} loses more keys than it has", [block_pk]) from error
         live, state, key_bits, has_segments = row or (None, "", 0, False)
         if has_segments:
             _overwrite(transaction, block_pk, runs, segment_bytes(key_bits))
