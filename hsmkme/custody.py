@@ -7,13 +7,15 @@ record is in that commit.
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from uuid import UUID
 
 from hsmkme.audit import export_digest, export_header, export_lines, seal_digest, signed_header, timestamp
-from hsmkme.errors import AuditBroken, OperatorFault, RecordFault, StoreError, TokenError
+from hsmkme.errors import AuditBroken, OperatorFault, RecordFault, StoreError, StoreTampered, TokenError
 from hsmkme.hsm.token import Token
 from hsmkme.messages.bodies import Body, Carry, KeyReport
 from hsmkme.model import BlockName, Clock, Demand, Entry, HeldKey, OpenKey, RawBlock, Retry, Seal, SealedKey
@@ -30,21 +32,34 @@ class Custody:
         self._token = token
         self._store = store
         self._clock = clock
-        self._epoch = self._check_epochs()
+        self._sound = store.examining.sound
+        store.seal_rows(token.row_key())
+        try:
+            self._epoch = self._check_epochs()
+        except (OperatorFault, StoreTampered) as fault:
+            with suppress(TokenError):
+                token.anchored()  # a token that lost sight of everything blames no row
+                self._alarm_of_epochs(str(fault))
+            raise
         self._check_lineage()
 
     def _check_epochs(self) -> int:
         """Compare the check value of every epoch in use with the token's; returns the active epoch."""
-        active = None
-        for epoch, state, expected in self._store.registry.epochs():
-            if state is EpochState.DESTROYED:
-                continue
-            if self._token.check_value(epoch) != expected:
+        epochs = {epoch: row for epoch, *row in self._store.registry.epochs() if row[0] is not EpochState.DESTROYED}
+        for epoch, (_, value) in epochs.items():
+            if self._token.check_value(epoch) != value:
                 raise OperatorFault(f"master/{epoch} of this token is not the key that this store was sealed under")
-            active = epoch if state is EpochState.ACTIVE else active
-        if active is None:
-            raise OperatorFault("the store knows no active master key: run `hsmkme ceremony first`")
-        return active
+        self._epochs = frozenset(epochs)
+        for epoch, (state, _) in epochs.items():
+            if state is EpochState.ACTIVE:
+                return epoch
+        raise OperatorFault("the store knows no active master key: run `hsmkme ceremony first`")
+
+    def _alarm_of_epochs(self, reason: str) -> None:
+        """Record that the store's epochs are not the token's, once however often somebody starts."""
+        latest = self._store.log.latest(1, "alarm.")
+        if not latest or json.loads(latest[0].text).get("reason") != reason:
+            self._store.log.append(Entry("alarm.epochs-differ", "custody", {"reason": reason}))
 
     def _check_lineage(self) -> None:
         """Deliver nothing anew that was delivered since a copy was made, if this store is that copy."""
@@ -85,7 +100,8 @@ class Custody:
         The token answers before anything is claimed, so that a failing token burns none.
         """
         self._token.prove_if_idle(self._epoch)
-        return self._open_or_burn(self._store.blocks.claim(demand, Entry("key.deliver", actor), retry))
+        entry = Entry("key.deliver", actor)
+        return self._open_or_burn(self._sound(lambda: self._store.blocks.claim(demand, entry, retry)))
 
     def deliver(self, demand: Demand, actor: str, retry: Retry | None = None) -> list[OpenKey] | None:
         """Open keys that were agreed with the peer before; None when they are not enough.
@@ -93,7 +109,8 @@ class Custody:
         Durable writes: as for `release`, but that the peer is told of keys that do not open.
         """
         self._token.prove_if_idle(self._epoch)
-        keys = self._store.agreed.deliver(demand, Entry("key.deliver", actor), retry)
+        entry = Entry("key.deliver", actor)
+        keys = self._sound(lambda: self._store.agreed.deliver(demand, entry, retry))
         return None if keys is None else self._open_or_burn(keys)
 
     def offer(self, demand: Demand, new_ids: NewIds, actor: str) -> Offer:
@@ -103,7 +120,7 @@ class Custody:
         burns the keys: upkeep voids what was not confirmed in time.
         """
         self._token.prove_if_idle(self._epoch)
-        return self._store.agreed.offer(demand, new_ids, Entry("key.claim", actor))
+        return self._sound(lambda: self._store.agreed.offer(demand, new_ids, Entry("key.claim", actor)))
 
     def carry(self, offer: Offer) -> list[Draft]:
         """Mask the keys of an offer by their pads: a message to each further KME that serves a slave.
@@ -181,14 +198,21 @@ class Custody:
     def _open_or_burn(self, keys: Sequence[SealedKey]) -> list[OpenKey]:
         """Open keys that count as delivered since the last commit; void them if that fails."""
         try:
-            return self._token.open(keys)
+            return self._open(keys)
         except TokenError as error:
             self._burn(keys, error)
             raise
 
     def held(self, key_ids: Sequence[UUID]) -> dict[UUID, HeldKey]:
         """What is known of claimed keys."""
-        return self._store.keys.held(key_ids)
+        return self._sound(lambda: self._store.keys.held(key_ids), key_ids)
+
+    def _open(self, keys: Sequence[SealedKey]) -> list[OpenKey]:
+        """Open keys in the token; no token opens one that is under an epoch that there is not."""
+        for seal in (part.block for key in keys for part in key.parts):
+            if seal.epoch not in self._epochs:
+                raise RecordFault(seal.name.link_id, seal.name.block_id)
+        return self._token.open(keys)
 
     def collect(
         self, slave: str, keys: Sequence[SealedKey], actor: str, retry: Retry | None = None, keep_seconds: int = 0
@@ -200,11 +224,12 @@ class Custody:
         Raises `KeyNotHeld` if another request collected one meanwhile: nothing is handed out then.
         """
         try:
-            opened = self._token.open(keys)
+            opened = self._open(keys)
         except RecordFault as fault:
             self._quarantine(fault, actor)
             raise
-        self._store.keys.collect(slave, [key.key_id for key in keys], Entry("key.collect", actor), retry, keep_seconds)
+        entry, key_ids = Entry("key.collect", actor), [key.key_id for key in keys]
+        self._sound(lambda: self._store.keys.collect(slave, key_ids, entry, retry, keep_seconds))
         return opened
 
     def repeat(self, keys: Sequence[SealedKey], actor: str) -> list[OpenKey]:
@@ -212,7 +237,7 @@ class Custody:
 
         Durable writes: one commit with the audit row, before they are handed out. No key changes its state.
         """
-        opened = self._token.open(keys)
+        opened = self._open(keys)
         self._store.log.append(Entry("key.repeat", actor, {"key_IDs": [str(key.key_id) for key in keys]}))
         return opened
 
@@ -229,7 +254,10 @@ class Custody:
 
     def _quarantine(self, fault: RecordFault, actor: str) -> None:
         log.error("ALARM %s: quarantined", fault)
-        self._store.blocks.freeze(BlockName(fault.link_id, fault.block_id), Entry("alarm.block-tampered", actor))
+        try:
+            self._store.blocks.freeze(BlockName(fault.link_id, fault.block_id), Entry("alarm.block-tampered", actor))
+        except StoreError:  # the row breaks rules of its table too
+            self._store.examining.examine(actor)
 
     def seal_log(self) -> Seal | None:
         """Sign the last row of the log; None if it is sealed already.

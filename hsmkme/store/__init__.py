@@ -12,6 +12,7 @@ from hsmkme.store.answers import Answer, Answers
 from hsmkme.store.blocks import Blocks, Outcome
 from hsmkme.store.carried import Carried, carried_name
 from hsmkme.store.database import Chain, Database, connect, spoken
+from hsmkme.store.examining import Examining
 from hsmkme.store.inbox import Inbox, Receipt
 from hsmkme.store.keys import Keys
 from hsmkme.store.lineage import Lineages
@@ -34,6 +35,7 @@ __all__ = [
     "Carried",
     "Chain",
     "Draft",
+    "Examining",
     "Inbox",
     "Keys",
     "Known",
@@ -76,6 +78,11 @@ class Store:
         self.log = Log(self._database)
         self.answers = Answers(self._database)
         self.views = Views(self._database)
+        self.examining = Examining(self._database)
+
+    def seal_rows(self, key: bytes) -> None:
+        """Seal rows of keys under ``key`` from now on, at most 64 bytes, and believe no other."""
+        self._database.rows.key = key
 
     def checkpoint(self) -> None:
         """Empty the WAL into the file."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import sqlite_utils
 
-from hsmkme.errors import StoreError
+from hsmkme.errors import StoreError, StoreTampered
 from hsmkme.model import Entry, Link, Sae
 from hsmkme.states import EpochState
 from hsmkme.store.database import Database
@@ -114,7 +114,9 @@ class Registry:
         """Every epoch with its state and check value."""
         with self._database.read() as connection:
             rows = connection.execute("SELECT epoch, state, check_value FROM epoch ORDER BY epoch").fetchall()
-            return [(epoch, EpochState(state), value) for epoch, state, value in rows]
+        if any(state not in set(EpochState) for _, state, _ in rows):
+            raise StoreTampered("the row of an epoch was tampered with: it has no state that there is")
+        return [(epoch, EpochState(state), value) for epoch, state, value in rows]
 
     def admit_epoch(self, epoch: int, check_value: str, entry: Entry) -> None:
         """Record a master key that a ceremony made, as the active epoch."""
