@@ -32,7 +32,6 @@ _SETTINGS = (
 )
 
 
-
 class Chain(Protocol):
     """What makes a log row of an entry; ``audit.AuditChain`` in the product."""
 

@@ -189,7 +189,7 @@ class Writers:
 
 def is_no_text(error: BaseException) -> bool:
     """Whether it is a row that is wrong, and not SQLite that fails: for Python both are the same kind of error."""
-    return str(error).startswith("Could not decode to UTF-8")
+    return str(error).startswith(("Could not decode to UTF-8", "user-defined function raised"))
 
 
 @contextmanager
