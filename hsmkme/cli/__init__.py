@@ -41,6 +41,7 @@ _MODULES: Final = {
     "relation": "views",
     "audit": "audit",
     "ceremony": "ceremony",
+    "epoch": "epoch",
     "demo": "demo",
 }
 """The module of each command: imported when the command is called, for no command needs all of them."""

@@ -12,6 +12,7 @@ from hsmkme.store.answers import Answer, Answers
 from hsmkme.store.blocks import Blocks, Outcome
 from hsmkme.store.carried import Carried, carried_name
 from hsmkme.store.database import Chain, Database, connect, spoken, turn
+from hsmkme.store.epochs import Epoch, Epochs
 from hsmkme.store.inbox import Inbox, Receipt
 from hsmkme.store.keys import Keys
 from hsmkme.store.lineage import Lineages
@@ -33,6 +34,8 @@ __all__ = [
     "Carried",
     "Chain",
     "Draft",
+    "Epoch",
+    "Epochs",
     "Inbox",
     "Keys",
     "Lineages",
@@ -70,6 +73,7 @@ class Store:
         self.outbox = Outbox(self._database)
         self.sharing = Sharing(self._database)
         self.reconciling = Reconciling(self._database)
+        self.epochs = Epochs(self._database)
         self.registry = Registry(self._database)
         self.log = Log(self._database)
         self.answers = Answers(self._database)

@@ -91,11 +91,13 @@ class Blocks:
         with self._database.read() as connection:
             return veins_of(connection, peer, size)
 
-    def freeze(self, name: BlockName, entry: Entry) -> None:
-        """Quarantine a block: nothing of it is claimed or collected while it is frozen."""
+    def freeze(self, name: BlockName, entry: Entry) -> bool:
+        """Quarantine a block: nothing of it is claimed or collected while it is frozen. False if it was."""
         with self._database.write() as transaction:
-            if freeze_block(transaction, name):
+            frozen = freeze_block(transaction, name)
+            if frozen:
                 transaction.append(entry.knowing(link=name.link_id, block=name.block_id))
+            return frozen
 
 
 @dataclass(frozen=True, slots=True)
