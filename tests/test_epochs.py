@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pkcs11 import Attribute, KeyType, ObjectClass
+from pkcs11 import KeyType
 
 from hsmkme.audit import AuditChain
 from hsmkme.config import EpochsSection
@@ -17,20 +17,17 @@ from hsmkme.custody import Custody
 from hsmkme.errors import IllegalTransition, OperatorFault, RecordFault, StoreError
 from hsmkme.hsm import Token, TokenAddress
 from hsmkme.hsm.masters import MasterKeys
-from hsmkme.identifiers import KeyIds
-from hsmkme.model import BlockName, Demand, Entry, KeyMaterial, OpenKey, RawBlock, Relation
-from hsmkme.rotation import Rotation
+from hsmkme.model import BlockName, Entry, KeyMaterial, RawBlock
 from hsmkme.states import BlockState
 from hsmkme.store import Store
 from tests.conftest import PIN, FakeClock
 from tests.load import Ledger, Load, check, new_seed
 from tests.processes import processes
-from tests.sites import Site, make_site
+from tests.rotating import KEYS, Kme, new_kme, same
+from tests.sites import Site
 from tests.world import Demo, start_demo
 
-RELATION = Relation.of("sae-1", ["sae-2"])
 DAY = 86400
-KEYS = 4
 
 
 @pytest.fixture(scope="module")
@@ -40,73 +37,9 @@ def own_address(make_token: Callable[[], TokenAddress]) -> TokenAddress:
 
 
 @pytest.fixture
-def site(own_address: TokenAddress, tmp_path: Path, softhsm: Path) -> Iterator[Site]:
-    """A KME that begins with epoch 1."""
-    token = Token(own_address, lambda: PIN)
-    masters = MasterKeys(token.runner)
-    for label in labels(token, "master/"):
-        masters.destroy(int(label.removeprefix("master/")))
-    masters.make(1)
-    yield make_site(tmp_path, token, own_address.label, softhsm)
-    token.close()
-
-
-def labels(token: Token, prefix: str) -> list[str]:
-    """The secret keys of a token whose labels begin so."""
-    kind = {Attribute.CLASS: ObjectClass.SECRET_KEY, Attribute.TOKEN: True}
-    return token.runner.run(
-        "listing", lambda lane: sorted(f.label for f in lane.session.get_objects(kind) if f.label.startswith(prefix))
-    )
-
-
-@pytest.fixture
-def kme(site: Site, clock: FakeClock) -> Iterator[Kme]:
-    opened = Kme(site, clock)
-    yield opened
-    opened.store.close()
-
-
-class Kme:
-    """What a working process has, and what rotates beside it, under one login: the token allows a process no second."""
-
-    def __init__(self, site: Site, clock: FakeClock) -> None:
-        self.site, self.clock, self.token = site, clock, site.token
-        self.store, self.custody = site.open(clock)
-        self.rotation = Rotation(site.token, self.store, clock, "officer")
-        self.plain: dict[str, bytes] = {}
-
-    def deposit(self, name: str) -> None:
-        self.plain[name] = os.urandom(32 * KEYS)
-        block = RawBlock(BlockName("local", name), 256, KeyMaterial(self.plain[name]))
-        self.custody.deposit(block, BlockState.READY, 1_000_000, "device")
-
-    def fetch(self, number: int) -> list[OpenKey]:
-        key_ids = KeyIds(self.clock)(number)
-        return self.custody.release(Demand(RELATION, "kme-1", 256, key_ids), "sae:sae-1")
-
-    def collect(self, keys: list[OpenKey]) -> list[OpenKey]:
-        held = self.custody.held([key.key_id for key in keys])
-        return self.custody.collect("sae-2", [held[key.key_id].key for key in keys], "sae:sae-2")
-
-    def states(self) -> dict[int, str]:
-        return {epoch.number: str(epoch.state) for epoch in self.store.epochs.all()}
-
-    def turn_over(self) -> None:
-        """A whole rotation."""
-        active = self.store.epochs.active()
-        self.rotation.rotate(because="test")
-        self.rotation.rewrap(active)
-        self.rotation.shred(active)
-
-    def rows(self, event: str) -> list[str]:
-        return [row.text for row in self.store.log.latest(10_000, event)]
-
-    def masters(self) -> list[str]:
-        return labels(self.token, "master/")
-
-
-def same(one: list[OpenKey], other: list[OpenKey]) -> bool:
-    return [(k.key_id, k.material.reveal()) for k in one] == [(k.key_id, k.material.reveal()) for k in other]
+def kme(own_address: TokenAddress, tmp_path: Path, clock: FakeClock) -> Iterator[Kme]:
+    with new_kme(own_address, tmp_path, clock) as opened:
+        yield opened
 
 
 # One turn -------------------------------------------------------------------------------------------------
@@ -119,7 +52,7 @@ def test_keys_outlive_the_master_key_they_were_sealed_under(kme: Kme) -> None:
     kme.deposit("two")
     rest = kme.fetch(2 * KEYS - 1)
     assert same(kme.collect([*claimed, *rest]), [*claimed, *rest])
-    assert b"".join(k.material.reveal() for k in [*claimed, *rest]) == kme.plain["one"] + kme.plain["two"]
+    assert kme.are_of([*claimed, *rest], "one", "two")
     assert kme.states() == {1: "destroyed", 2: "active"}
     assert kme.masters() == ["master/2"]
 
@@ -431,7 +364,9 @@ def _run_upkeep(site: Site, now: float, kill_at: int) -> bool:
     return child.exitcode != 0
 
 
-def test_killed_at_every_durable_step_and_run_again_it_comes_to_the_same_end(kme: Kme) -> None:
+def test_killed_at_every_durable_step_and_run_again_it_comes_to_the_same_end(
+    kme: Kme, own_address: TokenAddress
+) -> None:
     kme.deposit("ended")
     kme.collect(kme.fetch(KEYS))
     for number in range(3):
@@ -453,19 +388,12 @@ def test_killed_at_every_durable_step_and_run_again_it_comes_to_the_same_end(kme
             break
     assert kills >= 14, kills
     assert (len(kme.rows("epoch.activate")), len(kme.rows("epoch.destroy"))) == (last, last - 1)
-    reopened = Kme(Site(kme.site.directory, Token(_address(kme.site), lambda: PIN)), kme.clock)
+    reopened = Kme(Site(kme.site.directory, Token(own_address, lambda: PIN)), kme.clock)
     assert reopened.masters() == [f"master/{last}"]
-    keys = reopened.fetch(3 * KEYS)
-    assert b"".join(key.material.reveal() for key in keys) == b"".join(kme.plain[f"block-{n}"] for n in range(3))
+    assert kme.are_of(reopened.fetch(3 * KEYS), *(f"block-{number}" for number in range(3)))
     assert reopened.rows("alarm") == []
     reopened.store.close()
     reopened.token.close()
-
-
-def _address(site: Site) -> TokenAddress:
-    from hsmkme import bootstrap
-
-    return bootstrap.token_address(site.settings.token)
 
 
 # Under load -------------------------------------------------------------------------------------------------
