@@ -44,17 +44,27 @@ class Rotation:
         self._actor = actor
         self._after: dict[int, int] = {}
 
-    def rotate(self, *, because: str) -> int:
+    def rotate(self, *, because: str, before: EpochState = EpochState.DEACTIVATED) -> int:
         """Open the next epoch: what is deposited from now on goes under it. Returns its number.
 
         Order of what is durable: master key in the token; its row; one commit in which it becomes active and the one
-        before is deactivated. One that an interrupted rotation left prepared is the next.
+        before becomes what ``before`` says. One that an interrupted rotation left prepared is the next.
         """
         with self._alone():
             epoch = self._prepared()
             self._token.prove(epoch)
-            self._store.epochs.activate(epoch, self._entry("epoch.activate", because=because))
+            self._store.epochs.activate(epoch, self._entry("epoch.activate", because=because), before=before)
             return epoch
+
+    def compromise(self, epoch: int, *, because: str) -> None:
+        """Somebody may have the master key of ``epoch``: nothing goes under it any more, and it ends before others."""
+        match self._epoch(epoch).state:
+            case EpochState.ACTIVE:
+                self.rotate(because=because, before=EpochState.COMPROMISED)
+            case EpochState.DESTROYED | EpochState.COMPROMISED:
+                pass
+            case _:
+                self._store.epochs.compromise(epoch, self._entry("epoch.compromise", reason=because))
 
     def _prepared(self) -> int:
         epochs = self._store.epochs.all()

@@ -42,6 +42,7 @@ _MODULES: Final = {
     "audit": "audit",
     "ceremony": "ceremony",
     "epoch": "epoch",
+    "revoke": "revoke",
     "demo": "demo",
 }
 """The module of each command: imported when the command is called, for no command needs all of them."""

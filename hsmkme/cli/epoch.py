@@ -61,7 +61,7 @@ def epoch_show(number: int, config: str | None, as_json: bool) -> None:
 @JSON_OPTION
 def epoch_rotate(reason: str, config: str | None, as_json: bool) -> None:
     """Open the next epoch: deposits go under it at once, in every process. What is under others stays readable."""
-    store, rotation = _opened(config)
+    store, rotation = opened(config)
     number = rotation.rotate(because=reason)
     facts = _told(store, _found(store, number))
     done = f"epoch {number} is active, check value {facts['check_value']}; upkeep moves the blocks of the one before"
@@ -74,10 +74,11 @@ def epoch_rotate(reason: str, config: str | None, as_json: bool) -> None:
 @JSON_OPTION
 def epoch_rewrap(number: int, config: str | None, as_json: bool) -> None:
     """Move every live block of EPOCH to the active one, inside the token, as fast as it goes. May be interrupted."""
-    store, rotation = _opened(config)
+    store, rotation = opened(config)
     began, total = time.monotonic(), sum(store.epochs.live(number).values())
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("blocks"))
-    with Progress(*columns, TimeRemainingColumn(), console=console, disable=as_json) as progress:
+    quiet = as_json or not console.is_terminal
+    with Progress(*columns, TimeRemainingColumn(), console=console, disable=quiet) as progress:
         task = progress.add_task(f"epoch {number}", total=total)
         rotation.rewrap(number, lambda blocks: progress.advance(task, blocks))
     left, seconds = sum(store.epochs.live(number).values()), round(time.monotonic() - began, 3)
@@ -97,14 +98,15 @@ def epoch_shred(number: int, config: str | None, as_json: bool) -> None:
 
     Every old copy of what was under it is worthless afterwards, backups too.
     """
-    _, rotation = _opened(config)
+    _, rotation = opened(config)
     fresh = rotation.shred(number)
     told = "master key destroyed, and proved to be" if fresh else "was destroyed before"
     facts = {"epoch": number, "destroyed": True, "now": fresh}
     click.echo(json.dumps(facts) if as_json else f"epoch {number}: {told}")
 
 
-def _opened(config: str | None) -> tuple[Store, Rotation]:
+def opened(config: str | None) -> tuple[Store, Rotation]:
+    """The store, and who rotates: logged in to the token."""
     parts = bootstrap.open_parts(config_path(config))
     return parts.store, Rotation(parts.token, parts.store, time.time, operator())
 

@@ -22,6 +22,7 @@ from hsmkme.store.outbox import Draft, Outbox
 from hsmkme.store.pads import Pads
 from hsmkme.store.reconciling import Reconciling
 from hsmkme.store.registry import Registry
+from hsmkme.store.revoking import Revoking, Scope, Touched
 from hsmkme.store.sharing import Sharing
 from hsmkme.store.veins import Vein
 from hsmkme.store.views import Views
@@ -50,8 +51,11 @@ __all__ = [
     "Receipt",
     "Reconciling",
     "Registry",
+    "Revoking",
+    "Scope",
     "Sharing",
     "Store",
+    "Touched",
     "Vein",
     "Views",
     "carried_name",
@@ -74,6 +78,7 @@ class Store:
         self.sharing = Sharing(self._database)
         self.reconciling = Reconciling(self._database)
         self.epochs = Epochs(self._database)
+        self.revoking = Revoking(self._database)
         self.registry = Registry(self._database)
         self.log = Log(self._database)
         self.answers = Answers(self._database)

@@ -144,10 +144,10 @@ def _insert(transaction: Transaction, block: SealedBlock, state: BlockState) -> 
     name, seal = block.seal.name, block.seal
     cursor = transaction.execute(
         "INSERT INTO block (link_id, block_id, state, epoch, key_bits, key_count, live, wrapped, digest, deposited_at,"
-        " tag, mine) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        " tag, mine, first_epoch) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             *(name.link_id, name.block_id, state.value, seal.epoch, seal.key_bits, block.key_count, block.key_count),
-            *(seal.wrapped, block.digest, transaction.now(), block.tag, block.mine),
+            *(seal.wrapped, block.digest, transaction.now(), block.tag, block.mine, seal.epoch),
         ),
     )
     transaction.execute("INSERT INTO segments VALUES (?, ?)", (cursor.lastrowid, block.segments))

@@ -8,6 +8,12 @@ ALTER TABLE epoch ADD COLUMN witness BLOB CHECK (witness IS NULL OR length(witne
 ALTER TABLE epoch ADD COLUMN proved INTEGER NOT NULL DEFAULT 0 CHECK (proved IN (0, 1));
 UPDATE epoch SET since = unixepoch(), wraps = (SELECT count(*) FROM block WHERE block.epoch = epoch.epoch);
 
+-- first_epoch: under which the block was sealed. Its key was under epochs from that one to the present one.
+ALTER TABLE block ADD COLUMN first_epoch INTEGER NOT NULL DEFAULT 0;
+UPDATE block SET first_epoch = epoch;
+CREATE TRIGGER first_epoch_stays BEFORE UPDATE OF first_epoch ON block
+    BEGIN SELECT RAISE(ABORT, 'illegal transition: what a block was sealed under does not change'); END;
+
 CREATE INDEX live_under ON block(epoch, block_pk) WHERE state <> 'retired';
 CREATE INDEX ended_under ON block(epoch) WHERE state = 'retired';
 
