@@ -18,7 +18,7 @@ LAYERS: Mapping[int, frozenset[str]] = {
     7: frozenset({"wsgi", "__main__", "cli", "demo"}),
     6: frozenset({"applications", "bootstrap", "server", "diagnosis"}),
     5: frozenset({"api", "drivers", "peers", "ceremony"}),
-    4: frozenset({"kme", "agreement", "peering", "liaison", "relay", "intake", "upkeep", "revocation"}),
+    4: frozenset({"kme", "agreement", "peering", "liaison", "relay", "intake", "upkeep", "revocation", "receipts"}),
     3: frozenset({"custody", "epochs", "rotation"}),
     2: frozenset({"hsm", "store", "audit"}),
     1: frozenset({"config", "fitting", "policy", "fairuse", "identifiers", "messages"}),
