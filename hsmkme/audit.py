@@ -21,6 +21,7 @@ _ROW_DOMAIN: Final = b"hsmkme/log/1"
 _SEAL_DOMAIN: Final = b"hsmkme/seal/1"
 _EXPORT_DOMAIN: Final = b"hsmkme/export/1"
 _RECEIPT_DOMAIN: Final = b"hsmkme/receipt/1"
+_CANONICAL: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
 class AuditChain:
@@ -36,7 +37,7 @@ class AuditChain:
 
 def canonical(value: dict[str, Any]) -> str:
     """Canonical JSON: members sorted, no white space, no infinities, UTF-8."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return _CANONICAL.encode(value)
 
 
 def timestamp(now: float) -> str:

@@ -50,9 +50,13 @@ class _Section(BaseModel):
 
 
 class TokenSection(_Section):
-    """``[token]``: which token, and where its PIN is read from (a file of mode 0400)."""
+    """``[token]``: which token, and where its PIN is read from (a file of mode 0400).
+
+    ``profile_file`` is a profile of one's own, as `hsmkme hsm check` saves it, instead of a shipped one.
+    """
 
     profile: str = "softhsm-2.6"
+    profile_file: FilePath | None = None
     label: Annotated[str, Field(min_length=1, max_length=32)]
     pin_file: FilePath
     module: FilePath | None = None
@@ -71,7 +75,6 @@ class ServerSection(_Section):
     sae_ca: FilePath
     sae_crl: FilePath | None = None
     workers: Positive = 2
-    threads: Positive = 8
     max_body_bytes: Positive = 65536
 
 
@@ -150,7 +153,6 @@ class PeeringSection(_Section):
     ca: FilePath
     crl: FilePath | None = None
     workers: Positive = 1
-    threads: Positive = 8
     max_body_bytes: Positive = 1_048_576
 
 

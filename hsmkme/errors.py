@@ -31,7 +31,8 @@
     │   ├── PeerUnavailable            the other KME does not answer: 503, heals by itself
     │   ├── PeerRefused                a message, or an answer, that is not to be believed
     │   └── LinkFrozen                 nothing is claimed from the link until it is thawed or reconciled
-    └── AuditBroken                the log does not prove itself
+    ├── AuditBroken                the log does not prove itself
+    └── FiguresRefused             a measured server gave a key twice, or other bytes: its speed is worth nothing
 """
 
 from __future__ import annotations
@@ -204,6 +205,10 @@ class PeerRefused(PeerError):
 
 class LinkFrozen(PeerError):
     """The link is frozen."""
+
+
+class FiguresRefused(HsmkmeError):
+    """Servers that were measured gave a key twice, or other bytes than before; no figure of theirs is shown."""
 
 
 class AuditBroken(HsmkmeError):

@@ -66,7 +66,7 @@ def test_a_limit_ends_with_its_period(kme: Demo) -> None:
 
 
 def test_more_requests_than_may_wait_are_answered_at_once_and_not_queued(kme: Demo) -> None:
-    narrow = ("workers = 2", "workers = 1\nthreads = 1")
+    narrow = ("workers = 2", "workers = 1")
     before = kme.stored("sae-1", "sae-2")
     with served(kme, "\n[fair_use]\nwaiting = 1\n", replace=narrow) as url:
         clients = [kme.session("sae-1") for _ in range(12)]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from cryptography.hazmat.primitives import serialization
 from pkcs11 import Attribute, KeyType, MechanismFlag, ObjectClass
 from pkcs11.mechanisms import Mechanism
+from pkcs11.util.ec import encode_ec_public_key
 
 from hsmkme.errors import ObjectMissing, OperatorFault
 from hsmkme.hsm import sealing, templates
@@ -72,3 +74,10 @@ def link_check_value(key: Any, link_id: str) -> str:
     HMAC-SHA256 over ``hsmkme/link-check/1`` and the link id; no message between KMEs begins like that.
     """
     return bytes(key.sign(_LINK_CHECK + link_id.encode(), mechanism=Mechanism.SHA256_HMAC))[:5].hex()
+
+
+def public_pem(key: Any) -> bytes:
+    """A public EC key as PEM."""
+    return serialization.load_der_public_key(bytes(encode_ec_public_key(key))).public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )

@@ -11,7 +11,7 @@ from hsmkme.store.agreed import Agreed, NewIds, Offer
 from hsmkme.store.answers import Answer, Answers
 from hsmkme.store.blocks import Blocks, Outcome
 from hsmkme.store.carried import Carried, carried_name
-from hsmkme.store.database import Chain, Database, connect, spoken, turn
+from hsmkme.store.database import Chain, Database, connect, spoken
 from hsmkme.store.epochs import Epoch, Epochs
 from hsmkme.store.inbox import Inbox, Receipt
 from hsmkme.store.keys import Keys
@@ -21,11 +21,12 @@ from hsmkme.store.log import Log, Span
 from hsmkme.store.outbox import Draft, Outbox
 from hsmkme.store.pads import Pads
 from hsmkme.store.reconciling import Reconciling
-from hsmkme.store.registry import Registry
+from hsmkme.store.registry import Known, Registry
 from hsmkme.store.revoking import Revoking, Scope, Touched
 from hsmkme.store.sharing import Sharing
 from hsmkme.store.veins import Vein
 from hsmkme.store.views import Views
+from hsmkme.store.writers import turn
 
 __all__ = [
     "Agreed",
@@ -39,6 +40,7 @@ __all__ = [
     "Epochs",
     "Inbox",
     "Keys",
+    "Known",
     "Lineages",
     "LinkState",
     "Links",
