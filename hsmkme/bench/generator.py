@@ -221,7 +221,7 @@ class _Drive:
             self._poll.modify(line.socket.fileno(), events)
 
     def _receive(self, line: _Line, data: bytes) -> None:
-        if not data:
+        if not data or line.phase is _Phase.IDLE:  # the end, or what nobody asked for
             self._fail(line)
             return
         received = line.received + data if line.received else data

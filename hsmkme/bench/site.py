@@ -59,9 +59,9 @@ class Site:
         return Identity(Path(self.description["ca"]), Path(sae["cert"]), Path(sae["key"]))
 
     def commits(self) -> int:
-        """How many transactions the KMEs' stores have committed since their WALs were begun."""
+        """How many transactions the KMEs' stores have committed since somebody opened them."""
         indexes = (Path(kme["store"] + "-shm") for kme in self.description["kmes"])
-        return sum(int(_CHANGES.unpack_from(index.read_bytes())[0]) for index in indexes)
+        return sum(int(_CHANGES.unpack_from(index.read_bytes())[0]) for index in indexes if index.exists())
 
     def messages(self) -> int:
         """How many messages the KMEs have sent to each other."""

@@ -112,9 +112,10 @@ def _show(report: Report) -> None:
     wide = console if console.is_terminal else Console(highlight=False, width=PAGE_COLUMNS)
     for table in report.tables:
         columns = (Column(name, justify="left" if name in table.words else "right") for name in table.headings[1:])
-        shown = Table(table.headings[0], *columns, title=table.title, title_justify="left", box=None, pad_edge=False)
+        shown = Table(table.headings[0], *columns, box=None, pad_edge=False)
         for row in table.rows:
             shown.add_row(*row)
+        wide.print(f"[bold]{table.title}[/bold]")
         wide.print(shown)
         wide.print()
     for line in report.remarks:

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from hsmkme.errors import AuditBroken, IllegalTransition, StoreError, StoreUnavailable
 from hsmkme.model import Clock, Entry, LogRow
@@ -27,6 +27,7 @@ _SETTINGS = (
     "PRAGMA trusted_schema = OFF",
     "PRAGMA recursive_triggers = ON",  # otherwise REPLACE deletes without asking the triggers
     "PRAGMA busy_timeout = 1000",
+    "PRAGMA cache_size = -16384",  # KiB: the inner pages of every table of a store of ten million keys
 )
 
 
@@ -109,6 +110,16 @@ class Database:
         if getattr(self._local, "connection", None) is not None:
             self._local.connection.close()
             self._local.connection = None
+
+    def ask(self, question: str) -> tuple[Any, ...] | None:
+        """The first row of what ``question`` selects: by one statement, so without a transaction around it."""
+        try:
+            row: tuple[Any, ...] | None = self.connection.execute(question).fetchone()
+        except (sqlite3.Error, OSError) as error:
+            if isinstance(error, sqlite3.OperationalError):
+                self.close_reader()
+            raise in_our_words(error) from error
+        return row
 
     def read(self) -> Read:
         """One consistent view of the database, as it was last committed."""
