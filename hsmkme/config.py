@@ -164,11 +164,15 @@ class PeerSection(_Section):
 
 
 class LinkSection(_Section):
-    """``[[link]]``: a QKD link to the KME ``peer`` (this KME itself: a local link)."""
+    """``[[link]]``: a QKD link to the KME ``peer`` (this KME itself: a local link).
+
+    What nobody claimed of a block ends ``ttl_seconds`` after its deposit; 0: never.
+    """
 
     id: Name
     peer: Name
     key_bits: Annotated[int, Field(gt=0, multiple_of=SEGMENT_BITS_STEP)] = 256
+    ttl_seconds: Annotated[int, Field(ge=0)] = 0
 
 
 class SpoolSection(_Section):

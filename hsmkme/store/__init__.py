@@ -7,6 +7,7 @@ from pathlib import Path
 
 from hsmkme.model import Clock
 from hsmkme.store import schema
+from hsmkme.store.ageing import Ageing
 from hsmkme.store.agreed import Agreed, NewIds, Offer
 from hsmkme.store.answers import Answer, Answers
 from hsmkme.store.blocks import Blocks, Outcome
@@ -29,6 +30,7 @@ from hsmkme.store.views import Views
 from hsmkme.store.writers import turn
 
 __all__ = [
+    "Ageing",
     "Agreed",
     "Answer",
     "Answers",
@@ -81,6 +83,7 @@ class Store:
         self.sharing = Sharing(self._database)
         self.reconciling = Reconciling(self._database)
         self.epochs = Epochs(self._database)
+        self.ageing = Ageing(self._database)
         self.revoking = Revoking(self._database)
         self.registry = Registry(self._database)
         self.log = Log(self._database)
