@@ -111,11 +111,11 @@ class Bench:
             return
 
     def deposit(self, link: str = "local") -> None:
-        self.store.blocks.deposit(make_block(128, link=link), BlockState.READY, NO_LIMIT, ENTRY)
+        self.store.blocks.deposit([make_block(128, link=link)], BlockState.READY, NO_LIMIT, ENTRY)
 
     def overflow(self) -> None:
         try:
-            self.store.blocks.deposit(make_block(128), BlockState.READY, 1, ENTRY)
+            self.store.blocks.deposit([make_block(128)], BlockState.READY, 1, ENTRY)
         except PoolFull:
             return
 
