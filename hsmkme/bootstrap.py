@@ -146,7 +146,7 @@ def open_parts(path: Path) -> Parts:
 
 def admit_first_epoch(store: Store, check_value: str, transcript: str) -> None:
     """Make ``master/1`` the active epoch; ``transcript`` is the digest of the ceremony's transcript."""
-    store.registry.admit_epoch(1, check_value, Entry("epoch.activate", "ceremony", {"transcript": transcript}))
+    store.epochs.admit(1, check_value, Entry("epoch.activate", "ceremony", {"transcript": transcript}))
 
 
 def upkeep_with_spools(parts: Parts) -> Upkeep:

@@ -130,6 +130,17 @@ class AuditSection(_Section):
     seal_seconds: Positive = 10
 
 
+class EpochsSection(_Section):
+    """``[epochs]``: when upkeep opens the next master key, and how fast block keys move to it.
+
+    After so many seconds, or so many block keys wrapped, whichever comes first; 0: never, an officer does it.
+    """
+
+    rotate_seconds: Annotated[int, Field(ge=0)] = 86400
+    rotate_blocks: Annotated[int, Field(ge=0)] = 1_000_000
+    rewrap_per_second: Positive = 200
+
+
 class PeeringSection(_Section):
     """``[peering]``: the listener for other KMEs, and this KME's certificate towards them as server and as client.
 
@@ -153,11 +164,15 @@ class PeerSection(_Section):
 
 
 class LinkSection(_Section):
-    """``[[link]]``: a QKD link to the KME ``peer`` (this KME itself: a local link)."""
+    """``[[link]]``: a QKD link to the KME ``peer`` (this KME itself: a local link).
+
+    What nobody claimed of a block ends ``ttl_seconds`` after its deposit; 0: never.
+    """
 
     id: Name
     peer: Name
     key_bits: Annotated[int, Field(gt=0, multiple_of=SEGMENT_BITS_STEP)] = 256
+    ttl_seconds: Annotated[int, Field(ge=0)] = 0
 
 
 class SpoolSection(_Section):
@@ -180,6 +195,7 @@ class Config(_Section):
     keys: KeysSection = KeysSection()
     fair_use: FairUseSection = FairUseSection()
     audit: AuditSection = AuditSection()
+    epochs: EpochsSection = EpochsSection()
     peering: PeeringSection | None = None
     peer: list[PeerSection] = []
     link: list[LinkSection] = []

@@ -28,7 +28,7 @@ def open_subject(path: Path) -> Subject:
     migrate(path)
     clock = FakeClock()
     store = Store(path, AuditChain(), clock)
-    store.registry.admit_epoch(1, "0011223344", ENTRY)
+    store.epochs.admit(1, "0011223344", ENTRY)
     store.registry.admit_links(LINKS, ENTRY)
     beside = sqlite3.connect(path)
     return Subject(store, lambda query: beside.execute(query).fetchall(), clock)

@@ -184,7 +184,7 @@ class DemoKme:
         """Whether its first ceremony was held."""
         store = self.open_store()
         try:
-            return bool(store.registry.epochs())
+            return bool(store.epochs.all())
         finally:
             store.close()
 

@@ -19,6 +19,7 @@ from hsmkme.hsm import templates
 from hsmkme.hsm.anchor import ANCHOR_LABEL, NOTHING, anchor_template, anchored
 from hsmkme.hsm.cryptoki import Cryptoki
 from hsmkme.hsm.faults import translated
+from hsmkme.hsm.masters import generate_master
 from hsmkme.hsm.module import load_module
 from hsmkme.hsm.objects import (
     AUDIT_LABEL,
@@ -121,15 +122,7 @@ class Officer:
         """Generate the master key of ``epoch``."""
         with translated(f"making {master_label(epoch)}"), self._sessions.lane() as lane:
             self._refuse_existing(lane.session, master_label(epoch))
-            key = lane.session.generate_key(
-                KeyType.AES,
-                256,
-                label=master_label(epoch),
-                id=master_label(epoch).encode(),
-                store=True,
-                capabilities=MechanismFlag.WRAP | MechanismFlag.UNWRAP,
-                template=templates.MASTER,
-            )
+            key = generate_master(lane.session, epoch)
             evidence = self._verified(master_label(epoch), [key], templates.MASTER)
             return {**evidence, "check_value": check_value(lane.session, key)}
 
