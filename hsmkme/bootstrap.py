@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import logging
 import resource
-import stat
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from hsmkme.liaison import Liaison
 from hsmkme.model import Entry, Relation
 from hsmkme.peering import Peering
 from hsmkme.peers import Peers
+from hsmkme.secrecy import private_text
 from hsmkme.store import Store
 from hsmkme.store.counters import Counters
 from hsmkme.upkeep import Duty, Upkeep
@@ -177,17 +177,7 @@ def token_address(section: TokenSection) -> TokenAddress:
 def pin_source(path: Path) -> Callable[[], str]:
     """Reads the PIN from the file at ``path`` when it is asked for; refuses a file that others may read."""
 
-    def read() -> str:
-        try:
-            if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-                raise OperatorFault(f"{path} can be read by others: chmod 0400 {path}")
-            return path.read_text(encoding="utf-8").strip()
-        except OSError as error:
-            raise OperatorFault(f"the PIN file {path} cannot be read: {error.strerror}") from error
-        except UnicodeDecodeError:
-            raise OperatorFault(f"the PIN file {path} is not UTF-8 text") from None
-
-    return read
+    return lambda: private_text(path, "the PIN file").strip()
 
 
 def forbid_core_dumps() -> None:

@@ -25,12 +25,14 @@
     │   ├── TokenUnavailable           the device fails: 503, heals by itself
     │   ├── RecordFault                the device works, this record does not open: quarantine
     │   ├── OperatorFault              PIN, missing or foreign objects: a person must act
-    │   │   └── ObjectMissing              not made yet, or the token lost sight of it
+    │   │   ├── ObjectMissing              not made yet, or the token lost sight of it
+    │   │   └── PinRefused                 the token does not take this PIN
     │   └── TokenMisuse                a call this code should never have made
     ├── PeerError
     │   ├── PeerUnavailable            the other KME does not answer: 503, heals by itself
     │   ├── PeerRefused                a message, or an answer, that is not to be believed
     │   └── LinkFrozen                 nothing is claimed from the link until it is thawed or reconciled
+    ├── CeremonyAborted            officers stopped, or what was expected did not come: the transcript says so
     └── AuditBroken                the log does not prove itself
 """
 
@@ -176,6 +178,10 @@ class ObjectMissing(OperatorFault):
     """The token shows no object of a label: it was never made, or the token was away when it listed its objects."""
 
 
+class PinRefused(OperatorFault):
+    """The token does not take a PIN: a wrong one, or one of a length or form that it does not have."""
+
+
 class TokenMisuse(TokenError):
     """The token forbids the call: a defect of this code or of the token's profile."""
 
@@ -204,6 +210,10 @@ class PeerRefused(PeerError):
 
 class LinkFrozen(PeerError):
     """The link is frozen."""
+
+
+class CeremonyAborted(HsmkmeError):
+    """A ceremony ended before its last step. Nothing is half made; the same command goes on with it."""
 
 
 class AuditBroken(HsmkmeError):

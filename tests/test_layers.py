@@ -21,7 +21,7 @@ LAYERS: Mapping[int, frozenset[str]] = {
     4: frozenset({"kme", "agreement", "peering", "liaison", "relay", "intake", "upkeep"}),
     3: frozenset({"custody"}),
     2: frozenset({"hsm", "store", "audit"}),
-    1: frozenset({"config", "fitting", "policy", "fairuse", "identifiers", "messages"}),
+    1: frozenset({"config", "fitting", "policy", "fairuse", "identifiers", "messages", "secrecy"}),
     0: frozenset({"errors", "states", "words", "model", "__init__"}),
 }
 LAYER_OF = {unit: layer for layer, units in LAYERS.items() for unit in units}

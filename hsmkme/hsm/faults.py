@@ -16,10 +16,11 @@ from typing import Final
 
 import pkcs11
 
-from hsmkme.errors import OperatorFault, TokenError, TokenMisuse, TokenUnavailable
+from hsmkme.errors import OperatorFault, PinRefused, TokenError, TokenMisuse, TokenUnavailable
 from hsmkme.hsm.cryptoki import (
     CKR_CRYPTOKI_NOT_INITIALIZED,
     CKR_OBJECT_HANDLE_INVALID,
+    CKR_PINS_REFUSED,
     CKR_SESSION_HANDLE_INVALID,
     CryptokiError,
 )
@@ -95,6 +96,8 @@ _BY_CLASS: Final[dict[type[Exception], Fault]] = {
 
 _HANDLES_LOST: Final = (CKR_OBJECT_HANDLE_INVALID, CKR_SESSION_HANDLE_INVALID, CKR_CRYPTOKI_NOT_INITIALIZED)
 
+_PIN_REFUSED: Final = (pkcs11.PinIncorrect, pkcs11.PinInvalid, pkcs11.PinLenRange)
+
 # The binding has no class for CKR_CRYPTOKI_NOT_INITIALIZED, only these words.
 _FINALISED: Final = "Initialisation error (not initialized)"
 
@@ -102,6 +105,8 @@ _FINALISED: Final = "Initialisation error (not initialized)"
 def fault_of(error: Exception) -> Fault:
     """The kind of a binding error; what is not known is a bug."""
     if isinstance(error, CryptokiError):
+        if error.code in CKR_PINS_REFUSED:
+            return Fault.OPERATOR
         return Fault.SESSION if error.code in _HANDLES_LOST else Fault.BUG
     if str(error).startswith(_FINALISED):
         return Fault.SESSION
@@ -125,7 +130,9 @@ def outward(error: Exception, doing: str) -> TokenError:
     name = type(error).__name__
     match fault_of(error):
         case Fault.OPERATOR:
-            return OperatorFault(f"{doing}: the token answers {name}; an operator must act")
+            refused = isinstance(error, (CryptokiError, *_PIN_REFUSED))  # the only faults of an operator that it has
+            kind = PinRefused if refused else OperatorFault
+            return kind(f"{doing}: the token answers {name}; an operator must act")
         case Fault.BUG:
             detail = f" ({error})" if str(error) else ""
             return TokenMisuse(f"{doing}: the token forbids it: {name}{detail}")

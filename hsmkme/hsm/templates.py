@@ -72,6 +72,15 @@ LINK: Final[Template] = {
     A.ALLOWED_MECHANISMS: (Mechanism.SHA256_HMAC,),
 }
 
+# The key that a device wraps its keys under before it deposits them; its value comes from outside too.
+TRANSPORT: Final[Template] = {
+    A.KEY_TYPE: KeyType.AES,
+    **_role(A.UNWRAP),
+    **_secret(token=True, extractable=False),
+    A.ALLOWED_MECHANISMS: (Mechanism.AES_KEY_WRAP,),
+    A.UNWRAP_TEMPLATE: UNWRAPPED_FORM,
+}
+
 AUDIT_PRIVATE: Final[Template] = {
     **{capability: capability is A.SIGN for capability in (A.DECRYPT, A.UNWRAP, A.SIGN, A.SIGN_RECOVER, A.DERIVE)},
     **_secret(token=True, extractable=False),

@@ -14,16 +14,23 @@ from dataclasses import replace
 from typing import Any, Final
 
 import pkcs11
-from cryptography.hazmat.primitives import serialization
 from pkcs11 import KeyType, MechanismFlag, ObjectClass
 from pkcs11.mechanisms import Mechanism
-from pkcs11.util.ec import encode_ec_public_key
 
 from hsmkme.errors import RecordFault, TokenUnavailable
 from hsmkme.hsm import masking, sealing, templates
 from hsmkme.hsm.anchor import Anchor, anchored
 from hsmkme.hsm.faults import Fault, fault_of
-from hsmkme.hsm.objects import AUDIT_LABEL, DIGEST_LABEL, check_value, find_object, link_label, master_label
+from hsmkme.hsm.notes import notes
+from hsmkme.hsm.objects import (
+    AUDIT_LABEL,
+    DIGEST_LABEL,
+    check_value,
+    find_object,
+    link_label,
+    master_label,
+    public_pem,
+)
 from hsmkme.hsm.profiles import TokenAddress
 from hsmkme.hsm.running import Runner
 from hsmkme.hsm.session import Lane, PinSource, Sessions
@@ -137,12 +144,9 @@ class Token:
 
         def read(lane: Lane) -> bytes:
             key = self._object(lane, AUDIT_LABEL, ObjectClass.PUBLIC_KEY, templates.AUDIT_PUBLIC)
-            return bytes(encode_ec_public_key(key))
+            return public_pem(key)
 
-        der = self._runner.run("reading the audit key", read)
-        return serialization.load_der_public_key(der).public_bytes(
-            serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
-        )
+        return self._runner.run("reading the audit key", read)
 
     def check_value(self, epoch: int) -> str:
         """Ten hex digits that tell master keys apart and reveal nothing of them (``ops/adr/0003``)."""
@@ -152,6 +156,10 @@ class Token:
     def anchored(self) -> Lineage:
         """What the token remembers of the store."""
         return self._runner.run("reading the anchor", lambda lane: anchored(lane.session))
+
+    def notes(self) -> list[str]:
+        """What ceremonies wrote on the token for the service to log, in no order."""
+        return self._runner.run("reading the notes of ceremonies", lambda lane: notes(lane.session))
 
     def anchor(self) -> Anchor:
         """What lets the token remember a store: for upkeep alone."""
