@@ -18,14 +18,15 @@ import pkcs11
 import pytest
 
 from hsmkme.errors import ObjectMissing, OperatorFault, RecordFault, TokenMisuse, TokenUnavailable
-from hsmkme.hsm import Token, TokenAddress, load_profile
+from hsmkme.hsm import Token, TokenAddress
 from hsmkme.hsm.cryptoki import CryptokiError
 from hsmkme.hsm.faults import Fault, fault_of, outward, translated
 from hsmkme.hsm.running import PAUSE_SECONDS
 from hsmkme.hsm.softhsm import mend_token_files, token_directory
 from hsmkme.model import RawBlock, SealedBlock
 from tests.blocks import flipped, key_of, open_bytes, part_of
-from tests.conftest import _MAKE_TOKEN, PIN, SO_PIN, FakeClock
+from tests.conftest import FakeClock
+from tests.tokens import PIN, made_token
 
 PROGRAMS = Path(__file__).parent / "programs"
 FORKING = PROGRAMS / "token_fork.py"
@@ -330,10 +331,7 @@ def fragile(tmp_path: Path) -> TokenAddress:
         f"# its own\ndirectories.tokendir = {tmp_path}/tokens\nobjectstore.backend = file\n"
         "library.reset_on_fork = true\n"
     )
-    command = [sys.executable, "-c", _MAKE_TOKEN, "fragile", str(conf), str(tmp_path / "transcript"), PIN, SO_PIN]
-    subprocess.run(command, check=True)
-    profile = load_profile("softhsm-2.6")
-    return TokenAddress(profile, Path(profile.module), "fragile", softhsm_conf=conf)
+    return made_token("fragile", conf)
 
 
 def in_a_process_of_its_own(address: TokenAddress) -> None:

@@ -24,7 +24,7 @@ from hsmkme.hsm.objects import find_object
 from hsmkme.hsm.officer import Officer, initialise_token
 from hsmkme.model import RawBlock
 from tests.blocks import key_of, open_bytes, part_of
-from tests.conftest import _MAKE_TOKEN, PIN, SO_PIN
+from tests.tokens import PIN, SO_PIN, made_token
 
 SHIPPED = Path(hsmkme.__file__).parent
 ACTION_PROHIBITED = "Unmapped error code 0x1b"  # the binding has no name for CKR_ACTION_PROHIBITED
@@ -155,8 +155,7 @@ def ceremony_objects(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str,
     (home / "tokens").mkdir()
     conf = home / "softhsm2.conf"
     conf.write_text(f"directories.tokendir = {home}/tokens\nobjectstore.backend = file\n")
-    command = [sys.executable, "-c", _MAKE_TOKEN, "read-back", str(conf), str(home / "transcript"), PIN, SO_PIN]
-    subprocess.run(command, check=True)
+    made_token("read-back", conf)
     return [dumped(path) for path in home.glob("tokens/*/*-*.object")]
 
 

@@ -24,6 +24,7 @@ from hsmkme import verify
 from hsmkme.api.description import described
 from hsmkme.config import KeysSection
 from tests.etsi014.description import Description
+from tests.processes import hsmkme
 
 START_SECONDS = 120
 Found = TypeVar("Found")
@@ -196,7 +197,7 @@ class Demo:
         return int(answer.json()["stored_key_count"])
 
     def cli(
-        self, *arguments: str, check: bool = True, stdin: bytes | None = None
+        self, *arguments: str, check: bool = True, stdin: bytes = b""
     ) -> subprocess.CompletedProcess[bytes]:
         """Run the command line on this KME's configuration."""
         return run_cli("--config", str(self.config), *arguments, check=check, stdin=stdin)
@@ -214,13 +215,12 @@ def judge(answer: requests.Response, **_: Any) -> None:
         _api().check(str(answer.request.method), path, answer.status_code, answer.headers, answer.content)
 
 
-def run_cli(*arguments: str, check: bool = True, stdin: bytes | None = None) -> subprocess.CompletedProcess[bytes]:
+def run_cli(*arguments: str, check: bool = True, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
     """Run `hsmkme`; on failure the output is in the assertion."""
-    command = [sys.executable, "-m", "hsmkme", *arguments]
-    done = subprocess.run(command, input=stdin, capture_output=True, timeout=600, check=False)
+    done = hsmkme(*arguments, stdin=stdin)
     if check:
-        assert done.returncode == 0, (arguments, done.stdout.decode(), done.stderr.decode())
-    return done
+        assert done.status == 0, (arguments, done.out, done.err)
+    return subprocess.CompletedProcess(arguments, done.status, done.out.encode(), done.err.encode())
 
 
 def until(condition: Callable[[], Found], seconds: float = 30, what: str = "") -> Found:

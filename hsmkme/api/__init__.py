@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from flask import Flask, Response, request
-from werkzeug.exceptions import HTTPException
 
 from hsmkme.api import sae
 from hsmkme.api.callers import Callers
 from hsmkme.api.description import described
-from hsmkme.api.problems import answer, http_problem, problem, unexpected
+from hsmkme.api.problems import answer, answer_errors
 from hsmkme.config import Config
-from hsmkme.errors import HsmkmeError
 from hsmkme.kme import Kme
 from hsmkme.model import Clock
 
@@ -22,9 +20,7 @@ def create_app(config: Config, kme: Kme, wall: Clock) -> Flask:
     app.url_map.merge_slashes = False
     callers, description = Callers(config, wall), described(config.keys)
     sae.serve(app, kme, callers)
-    app.register_error_handler(HsmkmeError, problem)
-    app.register_error_handler(HTTPException, http_problem)
-    app.register_error_handler(Exception, unexpected)
+    answer_errors(app, wall)
 
     @app.get("/health", provide_automatic_options=False)
     def health() -> Response:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Final
 
-from hsmkme.api.problems import problem
+from hsmkme.api.problems import FaultLog, problem
 from hsmkme.errors import HsmkmeError, StoreUnavailable, TokenUnavailable
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ class Opening:
     def __init__(self, build: Callable[[], WSGIApplication], clock: Callable[[], float] = time.monotonic) -> None:
         self._build = build
         self._clock = clock
+        self._faults = FaultLog(clock)
         self._turn = threading.Lock()
         self._due = 0.0
         self._failure: HsmkmeError | None = None
@@ -42,7 +43,8 @@ class Opening:
         if self._application is None:
             self._open_if_due()
         if self._application is None:
-            return problem(self._failure or TokenUnavailable("not open yet"))(environ, start_response)
+            failure = self._failure or TokenUnavailable("not open yet")
+            return problem(failure, self._faults)(environ, start_response)
         return self._application(environ, start_response)
 
     def _open_if_due(self) -> None:

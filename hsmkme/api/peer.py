@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from flask import Flask, Response, abort, request
-from werkzeug.exceptions import HTTPException, MethodNotAllowed
+from werkzeug.exceptions import MethodNotAllowed
 
 from hsmkme.api.peer_identity import PeerCallers
-from hsmkme.api.problems import answer, http_problem, problem, unexpected
+from hsmkme.api.problems import answer, answer_errors
 from hsmkme.api.requests import path_of
 from hsmkme.config import Config
-from hsmkme.errors import HsmkmeError, PeerRefused
+from hsmkme.errors import PeerRefused
 from hsmkme.messages.signing import FIELDS, PREFIX
 from hsmkme.model import Clock
 from hsmkme.peering import Peering
@@ -24,9 +24,7 @@ def create_peer_app(config: Config, peering: Peering, wall: Clock) -> Flask:
     app.config["MAX_CONTENT_LENGTH"] = config.required_peering().max_body_bytes
     app.url_map.merge_slashes = False
     serve(app, peering, PeerCallers(config, wall))
-    app.register_error_handler(HsmkmeError, problem)
-    app.register_error_handler(HTTPException, http_problem)
-    app.register_error_handler(Exception, unexpected)
+    answer_errors(app, wall)
 
     @app.get("/health", provide_automatic_options=False)
     def health() -> Response:
