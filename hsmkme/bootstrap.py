@@ -144,11 +144,6 @@ def open_parts(path: Path) -> Parts:
         raise
 
 
-def admit_first_epoch(store: Store, check_value: str, transcript: str) -> None:
-    """Make ``master/1`` the active epoch; ``transcript`` is the digest of the ceremony's transcript."""
-    store.registry.admit_epoch(1, check_value, Entry("epoch.activate", "ceremony", {"transcript": transcript}))
-
-
 def upkeep_with_spools(parts: Parts) -> Upkeep:
     """The duties, with a sweep of every configured spool among them."""
     upkeep, intake = parts.upkeep(), parts.intake()

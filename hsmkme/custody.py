@@ -30,8 +30,14 @@ class Custody:
         self._token = token
         self._store = store
         self._clock = clock
+        self._take_notes()
         self._epoch = self._check_epochs()
         self._check_lineage()
+
+    def _take_notes(self) -> None:
+        """Log what ceremonies did on this token since somebody looked last; the first one begins epoch 1."""
+        for note in self._token.notes():
+            self._store.ceremonies.admit(note, Entry("ceremony.held", "custody"))
 
     def _check_epochs(self) -> int:
         """Compare the check value of every epoch in use with the token's; returns the active epoch."""
@@ -43,7 +49,7 @@ class Custody:
                 raise OperatorFault(f"master/{epoch} of this token is not the key that this store was sealed under")
             active = epoch if state is EpochState.ACTIVE else active
         if active is None:
-            raise OperatorFault("the store knows no active master key: run `hsmkme ceremony first`")
+            raise OperatorFault("the store knows no active master key: hold a first ceremony (ops/ceremonies.md)")
         return active
 
     def _check_lineage(self) -> None:

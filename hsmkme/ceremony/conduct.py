@@ -23,6 +23,7 @@ from hsmkme.ceremony.step import Room, Step
 from hsmkme.ceremony.transcript import Transcript
 from hsmkme.errors import CeremonyAborted, ConfigRefused, HsmkmeError, OperatorFault
 from hsmkme.hsm.officer import Evidence
+from hsmkme.model import CeremonyNote
 from hsmkme.words import spoken
 
 
@@ -113,7 +114,7 @@ class Ceremony:
         """What the token holds at the end, and the key that signs."""
         held = self._hands.labels() if self._plan.logs_in else []
         key = self._hands.officer.audit_public_key().decode() if "audit" in held else None
-        return {"objects": held, "audit_key": key}
+        return {"objects": held, "audit_key": key, "token": self._hands.describe()}
 
     def _close(self) -> bytes:
         """What follows the end, as far as it is missing: a note on the token, its signature, those of people."""
@@ -123,7 +124,7 @@ class Ceremony:
         (end,) = self._transcript.told("end")
         signed = {line["facts"]["by"] for line in self._transcript.told("signature")}
         if end["facts"]["objects"]:
-            self._hands.officer.note(digest.hex()[:16], self._note(digest))
+            self._hands.officer.note(CeremonyNote(self._plan.ceremony, digest, self._made()))
         if end["facts"]["audit_key"] and "token" not in signed:
             seal = self._hands.officer.sign(hashlib.sha256(verifying.SIGNED + digest).digest())
             self._transcript.record("signature", {"by": "token", "signature": base64.b64encode(seal).decode()})
@@ -136,12 +137,10 @@ class Ceremony:
                 self._transcript.record("signature", {"by": person.id, "signature": signature})
         return digest
 
-    def _note(self, digest: bytes) -> str:
-        """What the service will write into its log, and admit as epochs."""
+    def _made(self) -> dict[str, str | None]:
+        """Check values of what was made, by label: what the service will write into its log."""
         evidence = [line["facts"]["evidence"] for line in self._transcript.told("done")]
-        made = {str(one["label"]): one.get("check_value") for one in evidence if "label" in one}
-        facts = {"ceremony": self._plan.ceremony, "transcript": digest.hex(), "made": made}
-        return json.dumps(facts, sort_keys=True)
+        return {str(one["label"]): one.get("check_value") for one in evidence if "label" in one}
 
 
 def carry_out(plan: Plan, room: Room, record: Record, done: int = 0, begun: int | None = None) -> None:

@@ -12,11 +12,13 @@ from typing import Final
 from hsmkme.errors import ConfigRefused
 from hsmkme.hsm import initialising
 from hsmkme.hsm.module import digest_of
+from hsmkme.hsm.officer import Evidence
 from hsmkme.hsm.profiles import TokenAddress
 from hsmkme.model import Clock
 
 VALID: Final = timedelta(hours=24)
 _ABOUT: Final = {"link-key": "a link", "transport-key": "a device"}
+_NEW: Final = ("first", "initialise")
 _PLANS: Final = resources.files("hsmkme.ceremony") / "plans"
 
 
@@ -38,24 +40,23 @@ def draft(kind: str, address: TokenAddress, subject: Subject, clock: Clock) -> s
     if kind in _ABOUT and not subject.name:
         raise ConfigRefused([f"{kind} is about {_ABOUT[kind]}: name it with --about"])
     now = datetime.fromtimestamp(clock(), UTC).replace(microsecond=0)
-    stem = "-".join(filter(None, (kind, subject.name or address.label, f"{now:%Y%m%d}")))
+    stem = "-".join(filter(None, (kind, subject.name, address.label, f"{now:%Y%m%d}")))
     return Template((_PLANS / f"{kind}.toml").read_text(encoding="utf-8")).substitute(
         name=stem,
         begins=now.isoformat(),
         ends=(now + VALID).isoformat(),
-        token=_token(address),
+        token=_token(address, known={} if kind in _NEW else initialising.describe_token(address)),
         about=subject.name,
         other_end=subject.other_end or subject.name,
     )
 
 
-def _token(address: TokenAddress) -> str:
-    """``[token]``, with the serial number of a token that is there and the digest of the library as it is."""
-    said = initialising.describe_token(address)
+def _token(address: TokenAddress, known: Evidence) -> str:
+    """``[token]``, with the digest of the library as it is; ``known`` is what the token says, if there is one."""
     facts = {
         "profile": address.profile.name,
         "label": address.label,
-        "serial": address.serial or said.get("serial"),
+        "serial": address.serial or known.get("serial"),
         "module": str(address.module),
         "module_sha256": digest_of(address.module),
         "softhsm_conf": str(address.softhsm_conf.resolve()) if address.softhsm_conf else None,

@@ -64,12 +64,12 @@ class People:
         self._expect(person, Prompt(f"{person}.{_key(phrase)}", text, right=phrase, shown=True))
         self._record("confirmed", {"by": person, "phrase": phrase})
 
-    def compare(self, person: str, value: str, other: str) -> None:
-        """Have ``person`` read ``value`` to the people at ``other`` and type what those read: the same."""
+    def compare(self, person: str, of: str, value: str, other: str) -> None:
+        """Have ``person`` read the check value of ``of`` aloud, and type what the people at ``other`` read."""
         self.say(f"{person} reads aloud: {value} - {spoken(bytes.fromhex(value))}")
         text = f"{person}, type the check value that {other} reads"
-        self._expect(person, Prompt(f"{person}.check-value", text, right=value))
-        self._record("compared", {"by": person, "with": other, "value": value})
+        self._expect(person, Prompt(f"{person}.check-value-of-{of}", text, right=value))
+        self._record("compared", {"by": person, "of": of, "with": other, "value": value})
 
     def secret(self, person: str, what: str, use: Callable[[str], Result]) -> Result:
         """Ask ``person`` for a PIN or passphrase until ``use`` takes it."""
@@ -102,7 +102,8 @@ class People:
 
     def component(self, person: str, of: str) -> KeyMaterial:
         """Have ``person`` type a component of the key ``of``, with nobody looking."""
-        prompt = Prompt(f"{person}.component", f"{person}, enter your component of {of}: 64 hex digits", hidden=True)
+        text = f"{person}, enter your component of {of}: 64 hex digits"
+        prompt = Prompt(f"{person}.component-of-{of}", text, hidden=True)
 
         def attempt() -> KeyMaterial:
             try:
@@ -137,7 +138,7 @@ class People:
                 return attempt()
             except _WrongError as wrong:
                 self._record("wrong-input", {"by": person, "asked": what, "why": str(wrong)})
-                self.say(f"{wrong}; {left} attempts are left")
+                self.say(f"{wrong}; attempts left: {left}")
         raise CeremonyAborted(f"{person} gave no right answer to: {what}")
 
 

@@ -24,7 +24,7 @@ Line = dict[str, Any]
 
 
 class Told:
-    """What the transcript at ``path`` says so far; raises `OperatorFault` if its lines do not follow from each other."""
+    """What the transcript at ``path`` says so far; raises `OperatorFault` if a line does not follow from the last."""
 
     def __init__(self, path: Path, text: str) -> None:
         self.path = path

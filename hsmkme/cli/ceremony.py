@@ -13,7 +13,7 @@ from typing import Final
 import click
 
 from hsmkme import bootstrap
-from hsmkme.ceremony import checks, drafts, holding, plan, verifying
+from hsmkme.ceremony import checks, document, drafts, holding, plan, verifying
 from hsmkme.ceremony.people import Desk
 from hsmkme.ceremony.plan import Written
 from hsmkme.ceremony.prompts import AnswersDesk, read_answers
@@ -115,12 +115,10 @@ def verify(plan_file: Path, transcript: Path | None, audit_key: Path | None, as_
     """Check the transcript of PLAN offline. Exit status 1 names the first bad line."""
     written = plan.load(plan_file)
     try:
-        lines = _lines(transcript or written.plan.transcript)
-        report = verifying.verify(lines, audit_key.read_bytes() if audit_key else None)
-        if report.plan_sha256 != written.digest:
-            raise verifying.BrokenError(1, f"it is of another plan than {plan_file}")
+        report = _report(written, _lines(transcript or written.plan.transcript), audit_key)
     except verifying.BrokenError as error:
-        click.echo(json.dumps({"good": False, "line": error.line, "why": str(error)}) if as_json else f"BROKEN  {error}")
+        broken = {"good": False, "line": error.line, "why": str(error)}
+        click.echo(json.dumps(broken) if as_json else f"BROKEN  {error}")
         sys.exit(1)
     if as_json:
         click.echo(json.dumps({"good": True, **vars(report)}))
@@ -128,6 +126,46 @@ def verify(plan_file: Path, transcript: Path | None, audit_key: Path | None, as_
         click.echo(f"good    {report.ceremony} on {report.token}, ended {report.ended}")
         click.echo(f"signed  {', '.join(report.signed_by) or 'by nobody'}")
         click.echo(f"digest  {report.digest}")
+
+
+@ceremony.command("print")
+@PLAN
+@click.option("--transcript", type=_FILE, help="Another transcript than the plan names: that of a rehearsal.")
+@click.option("--html", "html_file", type=_FILE, help="A new file for the document as HTML.")
+@click.option("--pdf", "pdf_file", type=_FILE, help="A new file for the document as PDF.")
+def print_(plan_file: Path, transcript: Path | None, html_file: Path | None, pdf_file: Path | None) -> None:
+    """Make the document of a ceremony, with lines to sign by hand. Its transcript must prove itself."""
+    if html_file is None and pdf_file is None:
+        raise click.UsageError("name a file: --html or --pdf")
+    written = plan.load(plan_file)
+    lines = _lines(transcript or written.plan.transcript)
+    try:
+        report = _report(written, lines, None)
+    except verifying.BrokenError as error:
+        raise OperatorFault(f"the transcript does not prove itself: {error}") from error
+    content = document.document([line for _, line in verifying.chained(lines)], report)
+    if html_file is not None:
+        _write_new(html_file, document.html(content).encode())
+        click.echo(f"{html_file}: print it, sign it, file it")
+    if pdf_file is not None:
+        _write_new(pdf_file, _pdf(content))
+        click.echo(f"{pdf_file}: print it, sign it, file it")
+
+
+def _pdf(content: document.Document) -> bytes:
+    """The library for PDF is an extra: no service needs it."""
+    try:
+        from hsmkme.ceremony.pdf import pdf
+    except ImportError as error:
+        raise OperatorFault("PDF needs another library: pip install 'hsmkme[print]'; or use --html") from error
+    return pdf(content)
+
+
+def _report(written: Written, lines: list[str], audit_key: Path | None) -> verifying.Report:
+    report = verifying.verify(lines, audit_key.read_bytes() if audit_key else None)
+    if report.plan_sha256 != written.digest:
+        raise verifying.BrokenError(1, "it is of another plan than this")
+    return report
 
 
 def _desk(written: Written, answers: Path | None, *, quiet: bool = False) -> Desk:

@@ -16,7 +16,7 @@ from hsmkme.hsm import sealing, templates
 AUDIT_LABEL: Final = "audit"
 DIGEST_LABEL: Final = "digest"
 LINK_KEY_BYTES: Final = 32
-_LINK_CHECK: Final = b"hsmkme/link-check/1"
+LINK_CHECK: Final = b"hsmkme/link-check/1"
 
 
 def master_label(epoch: int) -> str:
@@ -79,7 +79,7 @@ def link_check_value(key: Any, link_id: str) -> str:
 
     HMAC-SHA256 over ``hsmkme/link-check/1`` and the link id; no message between KMEs begins like that.
     """
-    return bytes(key.sign(_LINK_CHECK + link_id.encode(), mechanism=Mechanism.SHA256_HMAC))[:5].hex()
+    return bytes(key.sign(LINK_CHECK + link_id.encode(), mechanism=Mechanism.SHA256_HMAC))[:5].hex()
 
 
 def transport_check_value(value: bytes) -> str:

@@ -32,7 +32,7 @@ from hsmkme.hsm.objects import (
 )
 from hsmkme.hsm.profiles import TokenAddress
 from hsmkme.hsm.session import PinSource, Sessions
-from hsmkme.model import KeyMaterial
+from hsmkme.model import CeremonyNote, KeyMaterial
 
 _SHOWN: Final = (
     Attribute.LOCAL,
@@ -93,9 +93,9 @@ class Officer:
         with translated("reading the audit key"), self._sessions.lane() as lane:
             return public_pem(find_object(lane.session, AUDIT_LABEL, ObjectClass.PUBLIC_KEY))
 
-    def note(self, name: str, text: str) -> None:
+    def note(self, note: CeremonyNote) -> None:
         """Leave a note for the service, unless it is there already."""
-        template = note_template(name, text)
+        template = note_template(note)
         with translated("leaving a note"), self._sessions.lane() as lane:
             if not any(lane.session.get_objects({Attribute.LABEL: template[Attribute.LABEL]})):
                 lane.session.create_object(template)

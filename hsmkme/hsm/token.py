@@ -37,6 +37,7 @@ from hsmkme.hsm.session import Lane, PinSource, Sessions
 from hsmkme.model import (
     BlockName,
     BlockSeal,
+    CeremonyNote,
     KeyMaterial,
     Lineage,
     OpenKey,
@@ -157,8 +158,8 @@ class Token:
         """What the token remembers of the store."""
         return self._runner.run("reading the anchor", lambda lane: anchored(lane.session))
 
-    def notes(self) -> list[str]:
-        """What ceremonies wrote on the token for the service to log, in no order."""
+    def notes(self) -> list[CeremonyNote]:
+        """What ceremonies left on the token for the service to log, in no order."""
         return self._runner.run("reading the notes of ceremonies", lambda lane: notes(lane.session))
 
     def anchor(self) -> Anchor:

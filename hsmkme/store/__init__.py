@@ -11,6 +11,7 @@ from hsmkme.store.agreed import Agreed, NewIds, Offer
 from hsmkme.store.answers import Answer, Answers
 from hsmkme.store.blocks import Blocks, Outcome
 from hsmkme.store.carried import Carried, carried_name
+from hsmkme.store.ceremonies import Ceremonies
 from hsmkme.store.database import Chain, Database, connect, spoken, turn
 from hsmkme.store.inbox import Inbox, Receipt
 from hsmkme.store.keys import Keys
@@ -31,6 +32,7 @@ __all__ = [
     "Answers",
     "Blocks",
     "Carried",
+    "Ceremonies",
     "Chain",
     "Draft",
     "Inbox",
@@ -71,6 +73,7 @@ class Store:
         self.sharing = Sharing(self._database)
         self.reconciling = Reconciling(self._database)
         self.registry = Registry(self._database)
+        self.ceremonies = Ceremonies(self._database)
         self.log = Log(self._database)
         self.answers = Answers(self._database)
         self.views = Views(self._database)

@@ -75,7 +75,7 @@ class Bring(Step):
             room.people.clear()
         evidence = room.hands.bring(self.object, parts)
         try:
-            room.people.compare(self.by[0], str(evidence["check_value"]), self.other_end)
+            room.people.compare(self.by[0], self.object, str(evidence["check_value"]), self.other_end)
         except (CeremonyAborted, KeyboardInterrupt):
             room.hands.destroy(self.object)
             raise
