@@ -24,7 +24,7 @@ _TITLE: Final = ParagraphStyle("title", _BOLD, fontSize=16, leading=20)
 _ABOVE: Final = ParagraphStyle("above", _TEXT, spaceAfter=2 * mm, keepWithNext=1)
 _MARGIN: Final = 18 * mm
 _WIDTH: Final = A4[0] - 2 * _MARGIN
-_PARTS: Final = {("What",): [0.28, 0.42, 0.3], ("When",): [0.24, 0.14, 0.62]}
+_PARTS: Final = {"What": [0.28, 0.42, 0.3], "When": [0.24, 0.14, 0.62]}
 """Of the width of the page, by the title of the first column."""
 _SIGNATURE_HEIGHT: Final = 14 * mm
 _GRID: Final = TableStyle([("GRID", (0, 0), (-1, -1), 0.4, colors.grey), ("VALIGN", (0, 0), (-1, -1), "TOP")])
@@ -64,7 +64,8 @@ def _table(section: Section) -> Flowable:
 def _widths(section: Section) -> list[float]:
     """Narrow columns first, and the rest for what is long."""
     columns = len(section.rows[0])
-    parts = _PARTS.get(section.header[:1], [0.22, 0.78] if columns == 2 else [1 / columns] * columns)
+    first = section.header[0] if section.header else ""
+    parts = _PARTS.get(first, [0.22, 0.78] if columns == 2 else [1 / columns] * columns)
     return [part * _WIDTH for part in parts]
 
 

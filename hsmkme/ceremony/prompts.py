@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError
 
 from hsmkme.ceremony.people import Prompt
 from hsmkme.ceremony.step import Table
-from hsmkme.errors import OperatorFault
+from hsmkme.errors import CeremonyAborted, OperatorFault
 from hsmkme.secrecy import private_text
 
 INTERRUPT: Final = "\x03"
@@ -39,7 +39,7 @@ class AnswersDesk:
         self._queues = {key: [*answer] for key, answer in answers.answers.items() if isinstance(answer, list)}
 
     def ask(self, prompt: Prompt) -> str:
-        """See `Desk`. Raises `OperatorFault` where the file has no answer."""
+        """See `Desk`. Raises `CeremonyAborted` where the file has no answer."""
         answer = self._answer(prompt)
         if answer == INTERRUPT:
             raise KeyboardInterrupt
@@ -56,7 +56,7 @@ class AnswersDesk:
             return self._constant[prompt.key]
         if self._phrases and prompt.shown and prompt.right is not None:
             return prompt.right
-        raise OperatorFault(f"the file of answers has none for {prompt.key!r}")
+        raise CeremonyAborted(f"the file of answers has none for {prompt.key!r}")
 
 
 class DryDesk:

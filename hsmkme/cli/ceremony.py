@@ -61,8 +61,9 @@ def new(kind: str, plan_file: Path, label: str | None, softhsm_conf: Path | None
 def check(plan_file: Path, answers: Path | None, as_json: bool) -> None:
     """Say everything that is wrong before the first act. The operator logs in, to look only."""
     written = plan.load(plan_file)
+    desk = _desk(written, answers, quiet=as_json)
     found = holding.examined(written, plan_file, checks.this_machine(time.time))
-    wrong = found.wrong or holding.of_objects(written.plan, _desk(written, answers, quiet=as_json))
+    wrong = found.wrong or holding.of_objects(written.plan, desk)
     if as_json:
         click.echo(json.dumps({"good": not wrong, "wrong": wrong, "remarks": found.remarks}))
     else:
@@ -81,13 +82,14 @@ def run(plan_file: Path, answers: Path | None, dry_run: bool) -> None:
     machine = checks.this_machine(time.time)
     bootstrap.forbid_core_dumps()
     written = plan.load(plan_file)
+    desk = _desk(written, answers)
     found = holding.examined(written, plan_file, machine)
     if dry_run:
-        wrong = found.wrong or holding.run_dry(written, _desk(written, answers))
+        wrong = found.wrong or holding.run_dry(written, desk)
         _tell(wrong, found.remarks)
         sys.exit(1 if wrong else 0)
     found.raise_wrong()
-    digest = holding.hold(written, _desk(written, answers), time.time, found.remarks)
+    digest = holding.hold(written, desk, time.time, found.remarks)
     _tell_digest(written.plan.transcript, digest)
 
 

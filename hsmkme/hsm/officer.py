@@ -64,15 +64,20 @@ class Officer:
             return sorted({found[Attribute.LABEL] for found in lane.session.get_objects({Attribute.TOKEN: True})})
 
     def destroy(self, label: str) -> Evidence:
-        """Destroy every object labelled ``label``, and look that none is left. None there: none was destroyed."""
+        """Destroy every object labelled ``label``, and look that none is left. None there: none was destroyed.
+
+        Of a master key the check value is reported, so that everybody knows which one it was.
+        """
         wanted = {Attribute.LABEL: label, Attribute.TOKEN: True}
         with translated(f"destroying {label}"), self._sessions.lane() as lane:
             found = list(lane.session.get_objects(wanted))
+            masters = [one for one in found if label.startswith("master/") and hasattr(one, "wrap_key")]
+            values = [check_value(lane.session, one) for one in masters]
             for one in found:
                 one.destroy()
             if any(lane.session.get_objects(wanted)):
                 raise OperatorFault(f"the token still has an object labelled {label!r} after it was destroyed")
-        return {"label": label, "destroyed": len(found)}
+        return {"label": label, "destroyed": len(found), **({"check_value": values[0]} if values else {})}
 
     def check_value(self, epoch: int) -> str:
         """That of ``master/<epoch>``, whose attributes are looked at first."""
