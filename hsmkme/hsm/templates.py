@@ -24,7 +24,7 @@ A = Attribute
 _CAPABILITIES: Final = (A.ENCRYPT, A.DECRYPT, A.WRAP, A.UNWRAP, A.SIGN, A.VERIFY, A.DERIVE)
 
 
-def _role(*capabilities: Attribute) -> Template:
+def role(*capabilities: Attribute) -> Template:
     """Exactly these capabilities, every other one off."""
     return {capability: capability in capabilities for capability in _CAPABILITIES}
 
@@ -52,14 +52,17 @@ UNWRAPPED_FORM: Final[Mapping[Attribute, Any]] = {
 }
 
 MASTER: Final[Template] = {
-    **_role(A.WRAP, A.UNWRAP),
+    **role(A.WRAP, A.UNWRAP),
     **_secret(token=True, extractable=False),
     A.ALLOWED_MECHANISMS: (Mechanism.AES_KEY_WRAP,),
     A.UNWRAP_TEMPLATE: UNWRAPPED_FORM,
 }
 
+# A master key that has a backup leaves the token wrapped under a trusted key, which only the security officer can make.
+BACKED_MASTER: Final[Template] = {**MASTER, A.EXTRACTABLE: True, A.WRAP_WITH_TRUSTED: True}
+
 DIGEST: Final[Template] = {
-    **_role(A.SIGN),
+    **role(A.SIGN),
     **_secret(token=True, extractable=False),
     A.ALLOWED_MECHANISMS: (Mechanism.SHA256_HMAC,),
 }
@@ -67,7 +70,7 @@ DIGEST: Final[Template] = {
 # The key that both ends of a link share; its value comes from outside, so the token says less of its past.
 LINK: Final[Template] = {
     A.KEY_TYPE: KeyType.GENERIC_SECRET,
-    **_role(A.SIGN),
+    **role(A.SIGN),
     **_secret(token=True, extractable=False),
     A.ALLOWED_MECHANISMS: (Mechanism.SHA256_HMAC,),
 }
@@ -87,13 +90,13 @@ AUDIT_PUBLIC: Final[Template] = {
 }
 
 # A block key while a block is sealed: encrypts, and may leave the token only wrapped.
-SEALING_KEY: Final[Template] = {**_role(A.ENCRYPT), **_secret(token=False, extractable=True)}
+SEALING_KEY: Final[Template] = {**role(A.ENCRYPT), **_secret(token=False, extractable=True)}
 
 # The same key while keys of the block are opened: decrypts, and leaves the token in no form.
 # SoftHSM cannot unwrap into an unmodifiable object; SENSITIVE and EXTRACTABLE never relax in any case.
 OPENING_KEY: Final[Template] = {
     kind: value
-    for kind, value in {**_role(A.DECRYPT), **_secret(token=False, extractable=False)}.items()
+    for kind, value in {**role(A.DECRYPT), **_secret(token=False, extractable=False)}.items()
     if kind is not A.MODIFIABLE
 }
 
@@ -125,6 +128,11 @@ def _pack_mechanisms(mechanisms: tuple[Mechanism, ...]) -> bytes:
 
 def _unpack_mechanisms(raw: bytes) -> tuple[Mechanism, ...]:
     return tuple(Mechanism(code) for code in struct.unpack(f"@{len(raw) // 8}L", raw))
+
+
+def form_of(found: Any, template: Template) -> Template:
+    """The attributes that the object ``found`` must have: ``template``, or the other form of a master key."""
+    return BACKED_MASTER if template is MASTER and found[A.WRAP_WITH_TRUSTED] else template
 
 
 def verify_object(label: str, found: Any, expected: Template, cryptoki: Cryptoki) -> None:
