@@ -15,6 +15,7 @@ from typing import Final
 
 from hsmkme import config as configuration
 from hsmkme.agreement import Agreement
+from hsmkme.approvals import Approvals
 from hsmkme.audit import AuditChain
 from hsmkme.config import Config, TokenSection
 from hsmkme.custody import Custody
@@ -27,6 +28,7 @@ from hsmkme.intake import Intake
 from hsmkme.kme import Kme
 from hsmkme.liaison import Liaison
 from hsmkme.model import Entry, Relation
+from hsmkme.officers import Officers
 from hsmkme.peering import Peering
 from hsmkme.peers import Peers
 from hsmkme.store import Store
@@ -147,6 +149,12 @@ def open_parts(path: Path) -> Parts:
 def admit_first_epoch(store: Store, check_value: str, transcript: str) -> None:
     """Make ``master/1`` the active epoch; ``transcript`` is the digest of the ceremony's transcript."""
     store.registry.admit_epoch(1, check_value, Entry("epoch.activate", "ceremony", {"transcript": transcript}))
+
+
+def approvals(config: Config, store: Store) -> Approvals:
+    """Who judges whether officers approved a destructive act."""
+    configured = None if config.approvals is None else Officers.configured(config.approvals)
+    return Approvals(configured, store, config.kme_id, time.time)
 
 
 def upkeep_with_spools(parts: Parts) -> Upkeep:

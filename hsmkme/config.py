@@ -166,6 +166,20 @@ class SpoolSection(_Section):
     format: Literal["auto", "binary", "hex", "base64"] = "auto"
 
 
+class OfficerSection(_Section):
+    """One of ``[approvals] officers``: a name, and the file with the Ed25519 public key, PEM or OpenSSH."""
+
+    name: Name
+    key: FilePath
+
+
+class ApprovalsSection(_Section):
+    """``[approvals]``: destructive acts need ``needed`` officers besides the one who asks for them."""
+
+    needed: Positive
+    officers: list[OfficerSection]
+
+
 class Config(_Section):
     """The whole file."""
 
@@ -178,6 +192,7 @@ class Config(_Section):
     keys: KeysSection = KeysSection()
     fair_use: FairUseSection = FairUseSection()
     audit: AuditSection = AuditSection()
+    approvals: ApprovalsSection | None = None
     peering: PeeringSection | None = None
     peer: list[PeerSection] = []
     link: list[LinkSection] = []

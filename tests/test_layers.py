@@ -18,10 +18,10 @@ LAYERS: Mapping[int, frozenset[str]] = {
     7: frozenset({"wsgi", "__main__", "cli", "demo"}),
     6: frozenset({"applications", "bootstrap", "server", "diagnosis"}),
     5: frozenset({"api", "drivers", "peers", "ceremony"}),
-    4: frozenset({"kme", "agreement", "peering", "liaison", "relay", "intake", "upkeep"}),
-    3: frozenset({"custody"}),
+    4: frozenset({"approvals", "kme", "agreement", "peering", "liaison", "relay", "intake", "upkeep"}),
+    3: frozenset({"custody", "officers"}),
     2: frozenset({"hsm", "store", "audit"}),
-    1: frozenset({"config", "fitting", "policy", "fairuse", "identifiers", "messages"}),
+    1: frozenset({"config", "fitting", "policy", "fairuse", "identifiers", "messages", "secrecy", "sshsig"}),
     0: frozenset({"errors", "states", "words", "model", "__init__"}),
 }
 LAYER_OF = {unit: layer for layer, units in LAYERS.items() for unit in units}

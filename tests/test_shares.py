@@ -19,6 +19,7 @@ from typing import Any
 import pkcs11
 import pytest
 import segno
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pkcs11 import Attribute as A
@@ -30,6 +31,7 @@ from hsmkme.ceremony.field import inverse, multiply, value_at, weighed, weights_
 from hsmkme.ceremony.shares import SCANNED, Gathering, Share, ShareSet, decoded, read_share, split
 from hsmkme.ceremony.sheets import Receiver, sheet, write_sheet
 from hsmkme.ceremony.transcript import Transcript
+from hsmkme.cli import main
 from hsmkme.errors import OperatorFault, ShareRefused
 from hsmkme.hsm import Token, TokenAddress, templates
 from hsmkme.hsm.backup import BackupOfficer, WrappedMaster, back_up
@@ -37,6 +39,7 @@ from hsmkme.hsm.objects import find_object
 from hsmkme.model import KeyMaterial
 from hsmkme.words import bytes_of, spoken, words_of
 from tests.conftest import PIN, SO_PIN
+from tests.processes import hsmkme
 from tests.test_token_objects import ACTION_PROHIBITED, writable
 
 ROOT = Path(__file__).parent.parent
@@ -641,3 +644,46 @@ def test_the_calls_in_the_token_are_forbidden_while_somebody_is_logged_in(
     token.prove(2)  # finds its handles lost, and logs in again
     assert token.check_value(2) == master.check_value
     token.close()
+
+
+# What custodians do at home -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def at_home(tmp_path: Path) -> tuple[Path, tuple[Share, ...]]:
+    """A directory with a backup file, and the shares that it names."""
+    public, shares = split(secret(), 2, 3)
+    write_backup(tmp_path / "backup.json", Backup(WrappedMaster(2, "00", bytes(40)), public))
+    return tmp_path, shares
+
+
+def test_a_custodian_makes_a_key_and_gets_a_sheet_out_of_an_envelope(at_home: tuple[Path, tuple[Share, ...]]) -> None:
+    home, shares = at_home
+    assert hsmkme("custodian", "key", home / "key").status == 0
+    assert [(home / name).stat().st_mode & 0o777 for name in ("key", "key.pub")] == [0o400, 0o444]
+    assert hsmkme("custodian", "key", home / "key").status == 1  # a key is not overwritten
+    (home / "envelope").write_text(envelopes.seal(shares[1], (home / "key.pub").read_bytes()))
+    options = ("--key", home / "key", "--name", "Zoë", "--backup", home / "backup.json", "--sheet")
+    done = hsmkme("custodian", "open", home / "envelope", *options, home / "sheet.html")
+    assert done.status == 0, done.err
+    page = (home / "sheet.html").read_text()
+    assert re.findall(r"</small>(\w+)</td>", page) == shares[1].words()
+    assert "Share 2 of 3" in page
+    assert not any(word in done.out + done.err for word in shares[1].words())
+    other, _ = split(secret(), 2, 3)
+    (home / "backup.json").unlink()
+    write_backup(home / "backup.json", Backup(WrappedMaster(2, "00", bytes(40)), other))
+    foreign = hsmkme("custodian", "open", home / "envelope", *options, home / "sheet2.html")
+    assert (foreign.status, "share 2 is of set" in foreign.err) == (1, True)
+    assert not (home / "sheet2.html").exists()
+
+
+def test_a_custodian_checks_that_the_sheet_can_be_read(at_home: tuple[Path, tuple[Share, ...]]) -> None:
+    home, shares = at_home
+    words = " ".join(shares[0].words())
+    good = CliRunner().invoke(main, ["custodian", "check", "--backup", str(home / "backup.json")], input=words + "\n")
+    assert good.exit_code == 0, good.output
+    assert f"share 1 of set {shares[0].set_id.hex()} is whole; any 2 restore the key" in good.output
+    assert words not in good.output
+    bad = CliRunner().invoke(main, ["custodian", "check", "--backup", str(home / "backup.json")], input="aardvark\n")
+    assert bad.exit_code == 1

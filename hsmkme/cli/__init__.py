@@ -40,7 +40,9 @@ _MODULES: Final = {
     "key": "views",
     "relation": "views",
     "audit": "audit",
+    "approve": "approve",
     "ceremony": "ceremony",
+    "custodian": "custodian",
     "demo": "demo",
 }
 """The module of each command: imported when the command is called, for no command needs all of them."""

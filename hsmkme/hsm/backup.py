@@ -29,23 +29,6 @@ from hsmkme.model import KeyMaterial
 BACKUP_KEY_BYTES: Final = 32
 _MASTER_BYTES: Final = 32
 
-# Attributes that only a login of the security officer can give, who sees no private object.
-_TRUSTED: Final[templates.Template] = {
-    Attribute.KEY_TYPE: KeyType.AES,
-    **templates.role(Attribute.WRAP),
-    Attribute.TOKEN: False,
-    Attribute.PRIVATE: False,
-    Attribute.SENSITIVE: True,
-    Attribute.EXTRACTABLE: False,
-    Attribute.MODIFIABLE: False,
-    Attribute.COPYABLE: False,
-    Attribute.TRUSTED: True,
-    Attribute.ALLOWED_MECHANISMS: (Mechanism.AES_KEY_WRAP,),
-}
-
-# What the token says of a master key that it made and that may leave it wrapped.
-_MADE_EXTRACTABLE: Final[templates.Template] = {**templates.MADE_HERE, Attribute.NEVER_EXTRACTABLE: False}
-
 
 @dataclass(frozen=True, slots=True)
 class WrappedMaster:
@@ -61,7 +44,7 @@ class BackupOfficer(Officer):
 
     def make_master(self, epoch: int) -> Evidence:
         """Generate the master key of ``epoch`` so that `back_up` can wrap it."""
-        return self._generate_master(epoch, templates.BACKED_MASTER, _MADE_EXTRACTABLE)
+        return self._generate_master(epoch, templates.BACKED_MASTER, templates.MADE_TO_LEAVE)
 
     def restore_master(self, master: WrappedMaster, backup_key: KeyMaterial) -> Evidence:
         """Bring a master key back that `back_up` wrapped under ``backup_key``, and prove it by its check value.
@@ -101,11 +84,11 @@ def back_up(
             value = _drawn(session)
             with _login(token, so_pin=so_pin()):
                 backup_key = session.create_object(
-                    {Attribute.CLASS: ObjectClass.SECRET_KEY, **_TRUSTED, Attribute.VALUE: value.reveal()}
+                    {Attribute.CLASS: ObjectClass.SECRET_KEY, **templates.BACKUP_KEY, Attribute.VALUE: value.reveal()}
                 )
             with _login(token, user_pin=user_pin()):
                 cryptoki = Cryptoki(str(address.module))
-                templates.verify_object("backup key", backup_key, _TRUSTED, cryptoki)
+                templates.verify_object("backup key", backup_key, templates.BACKUP_KEY, cryptoki)
                 _refuse_other_trusted_keys(session)
                 return _wrapped(session, cryptoki, backup_key, epoch), value
         finally:

@@ -24,7 +24,7 @@ A = Attribute
 _CAPABILITIES: Final = (A.ENCRYPT, A.DECRYPT, A.WRAP, A.UNWRAP, A.SIGN, A.VERIFY, A.DERIVE)
 
 
-def role(*capabilities: Attribute) -> Template:
+def _role(*capabilities: Attribute) -> Template:
     """Exactly these capabilities, every other one off."""
     return {capability: capability in capabilities for capability in _CAPABILITIES}
 
@@ -52,7 +52,7 @@ UNWRAPPED_FORM: Final[Mapping[Attribute, Any]] = {
 }
 
 MASTER: Final[Template] = {
-    **role(A.WRAP, A.UNWRAP),
+    **_role(A.WRAP, A.UNWRAP),
     **_secret(token=True, extractable=False),
     A.ALLOWED_MECHANISMS: (Mechanism.AES_KEY_WRAP,),
     A.UNWRAP_TEMPLATE: UNWRAPPED_FORM,
@@ -61,8 +61,18 @@ MASTER: Final[Template] = {
 # A master key that has a backup leaves the token wrapped under a trusted key, which only the security officer can make.
 BACKED_MASTER: Final[Template] = {**MASTER, A.EXTRACTABLE: True, A.WRAP_WITH_TRUSTED: True}
 
+# That key. TRUSTED is given in a login of the security officer alone, who sees no private object: so it is not one.
+BACKUP_KEY: Final[Template] = {
+    A.KEY_TYPE: KeyType.AES,
+    **_role(A.WRAP),
+    **_secret(token=False, extractable=False),
+    A.PRIVATE: False,
+    A.TRUSTED: True,
+    A.ALLOWED_MECHANISMS: (Mechanism.AES_KEY_WRAP,),
+}
+
 DIGEST: Final[Template] = {
-    **role(A.SIGN),
+    **_role(A.SIGN),
     **_secret(token=True, extractable=False),
     A.ALLOWED_MECHANISMS: (Mechanism.SHA256_HMAC,),
 }
@@ -70,7 +80,7 @@ DIGEST: Final[Template] = {
 # The key that both ends of a link share; its value comes from outside, so the token says less of its past.
 LINK: Final[Template] = {
     A.KEY_TYPE: KeyType.GENERIC_SECRET,
-    **role(A.SIGN),
+    **_role(A.SIGN),
     **_secret(token=True, extractable=False),
     A.ALLOWED_MECHANISMS: (Mechanism.SHA256_HMAC,),
 }
@@ -90,18 +100,21 @@ AUDIT_PUBLIC: Final[Template] = {
 }
 
 # A block key while a block is sealed: encrypts, and may leave the token only wrapped.
-SEALING_KEY: Final[Template] = {**role(A.ENCRYPT), **_secret(token=False, extractable=True)}
+SEALING_KEY: Final[Template] = {**_role(A.ENCRYPT), **_secret(token=False, extractable=True)}
 
 # The same key while keys of the block are opened: decrypts, and leaves the token in no form.
 # SoftHSM cannot unwrap into an unmodifiable object; SENSITIVE and EXTRACTABLE never relax in any case.
 OPENING_KEY: Final[Template] = {
     kind: value
-    for kind, value in {**role(A.DECRYPT), **_secret(token=False, extractable=False)}.items()
+    for kind, value in {**_role(A.DECRYPT), **_secret(token=False, extractable=False)}.items()
     if kind is not A.MODIFIABLE
 }
 
 # What the token alone can say of a key it made itself.
 MADE_HERE: Final[Template] = {A.LOCAL: True, A.NEVER_EXTRACTABLE: True, A.ALWAYS_SENSITIVE: True}
+
+# What it says of a key it made itself that may leave it, wrapped.
+MADE_TO_LEAVE: Final[Template] = {**MADE_HERE, A.NEVER_EXTRACTABLE: False}
 
 # What it says of a key that was brought to it.
 BROUGHT_HERE: Final[Template] = {A.LOCAL: False, A.NEVER_EXTRACTABLE: False, A.ALWAYS_SENSITIVE: False}

@@ -9,6 +9,7 @@ from hsmkme.model import Clock
 from hsmkme.store import schema
 from hsmkme.store.agreed import Agreed, NewIds, Offer
 from hsmkme.store.answers import Answer, Answers
+from hsmkme.store.approving import Approval, Approving
 from hsmkme.store.blocks import Blocks, Outcome
 from hsmkme.store.carried import Carried, carried_name
 from hsmkme.store.database import Chain, Database, connect, spoken, turn
@@ -29,6 +30,8 @@ __all__ = [
     "Agreed",
     "Answer",
     "Answers",
+    "Approval",
+    "Approving",
     "Blocks",
     "Carried",
     "Chain",
@@ -73,6 +76,7 @@ class Store:
         self.registry = Registry(self._database)
         self.log = Log(self._database)
         self.answers = Answers(self._database)
+        self.approving = Approving(self._database)
         self.views = Views(self._database)
 
     def checkpoint(self) -> None:
