@@ -78,7 +78,7 @@ class Approvals:
         request = Request(
             operation=operation.value,
             target=require_target(target),
-            requester=self._in_force(operation).name_of(key.public_key().public_bytes_raw()),
+            requester=self.in_force(operation).name_of(key.public_key().public_bytes_raw()),
             kme=self._kme_id,
             store=self._this_store(),
             nonce=randomness(NONCE_BYTES).hex(),
@@ -89,7 +89,7 @@ class Approvals:
     def sign(self, file: SignedRequest, key: Ed25519PrivateKey) -> str:
         """The signature that an officer adds to ``file``; raises `ApprovalRefused` where it would not count."""
         request = file.request
-        officers = self._in_force(request.operation)
+        officers = self.in_force(request.operation)
         name = officers.name_of(key.public_key().public_bytes_raw())
         self._require_fit(request, request.operation, request.target)
         if name in self._signers([file], officers):
@@ -101,7 +101,7 @@ class Approvals:
         signed = [SignedRequest.read(path) for path in files]
         request, signers, needed = signed[0].request, tuple[str, ...](), 0
         try:
-            officers = self._in_force(request.operation)
+            officers = self.in_force(request.operation)
             needed = officers.needed
             signers = tuple(self._signers(signed, officers))
             self._approval(request.operation, request.target, files, "")
@@ -126,15 +126,7 @@ class Approvals:
         self._store.approving.adopt(was, new.text, entry, approval)
         return new
 
-    def _required(self) -> Officers:
-        if self._configured is None:
-            raise ApprovalRefused(
-                "no officers are enrolled: name them in [approvals] and put that in force by `hsmkme approve adopt`",
-                rule="APPROVAL-OFFICER-1",
-            )
-        return self._configured
-
-    def _in_force(self, operation: str) -> Officers:
+    def in_force(self, operation: str = "") -> Officers:
         """The policy in force; it may differ from the configuration only for the act that brings them together."""
         configured, text = self._required(), self._store.approving.policy()
         if text is None or (text != configured.text and operation != Operation.LOWER):
@@ -143,10 +135,18 @@ class Approvals:
             )
         return Officers.of(text)
 
+    def _required(self) -> Officers:
+        if self._configured is None:
+            raise ApprovalRefused(
+                "no officers are enrolled: name them in [approvals] and put that in force by `hsmkme approve adopt`",
+                rule="APPROVAL-OFFICER-1",
+            )
+        return self._configured
+
     # How an approval is judged ------------------------------------------------------------------------
 
     def _approval(self, operation: str, target: str, files: Sequence[Path], actor: str) -> Approval:
-        officers = self._in_force(operation)
+        officers = self.in_force(operation)
         if not files:
             raise ApprovalRefused(
                 f"officers must approve this first: `hsmkme approve request {operation} {target}`,"

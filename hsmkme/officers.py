@@ -110,13 +110,13 @@ class Officers:
                 keys[officer.name] = public_key(officer.key.read_bytes())
             except (OSError, ValueError) as error:
                 why = error.strerror if isinstance(error, OSError) else "it is no Ed25519 public key"
-                findings.append(f"[approvals]: the key {officer.key} of {officer.name} cannot be used: {why}")
+                findings.append(f"the key {officer.key} of officer {officer.name} cannot be used: {why}")
         if len(set(keys.values())) + len(findings) != len(section.officers):
-            findings.append("[approvals]: two officers have one name or one key; each needs their own")
+            findings.append("two officers in [approvals] have one name or one key; each needs their own")
         if section.needed >= len(section.officers):
             findings.append(
-                f"[approvals]: {section.needed} are needed besides the one who asks, and only"
-                f" {len(section.officers)} officers are enrolled"
+                f"[approvals] needs {section.needed} officers besides the one who asks, and only"
+                f" {len(section.officers)} are enrolled"
             )
         if findings:
             raise ConfigRefused(findings)

@@ -417,10 +417,10 @@ def test_everything_wrong_with_the_officers_of_a_configuration_is_said_at_once(b
     with pytest.raises(ConfigRefused) as refusal:
         Officers.configured(section)
     said = "\n".join(refusal.value.findings)
-    wrong = ("bad.pub of carol", "no Ed25519 public key", "missing.pub of dave", "No such file", "one key", "only 4")
-    for part in wrong:
+    carol, dave = ("bad.pub of officer carol", "no Ed25519 public key"), ("missing.pub of officer dave", "No such file")
+    for part in (*carol, *dave, "one key", "only 4"):
         assert part in said
-    with pytest.raises(ConfigRefused, match="2 are needed besides the one who asks, and only 1 officers"):
+    with pytest.raises(ConfigRefused, match="needs 2 officers besides the one who asks, and only 1 are enrolled"):
         Officers.configured(ApprovalsSection(needed=2, officers=section.officers[:1]))
 
 
@@ -560,6 +560,18 @@ def test_a_key_file_that_others_may_read_or_that_is_no_key_is_refused(site: Site
     done = approve(site, *ask, site.directory / "wrong")
     assert (done.status, "has no Ed25519 private key" in done.err) == (1, True)
     assert not (site.directory / "file").exists()
+
+
+def test_check_says_what_is_wrong_with_the_officers(site: Site) -> None:
+    def said() -> list[str]:
+        done = site.hsmkme("check")
+        return [line for line in (done.out + done.err).splitlines() if "approvals" in line]
+
+    assert any("not in force: run `hsmkme approve adopt`" in line for line in said())
+    assert approve(site, "adopt").status == 0
+    assert said() == []
+    (site.directory / "dave.pub").unlink()
+    assert any("dave.pub of officer dave cannot be used: No such file" in line for line in said())
 
 
 def test_lowering_the_policy_by_an_edit_needs_the_officers(site: Site) -> None:

@@ -559,6 +559,40 @@ def test_a_master_key_comes_back_on_a_new_token_and_opens_what_was_sealed_under_
         there.destroy()
 
 
+def test_a_key_that_the_token_unwraps_can_be_given_other_roles_or_be_copied(
+    tokens: tuple[TokenAddress, TokenAddress],
+) -> None:
+    """Which is why `restore_master` creates it instead; ops/adr/0013."""
+    wanted = templates.BACKED_MASTER
+    loose = {kind: value for kind, value in wanted.items() if kind is not A.MODIFIABLE}
+    copyable = {**loose, A.TOKEN: False, A.COPYABLE: True}
+    with writable(tokens[1]) as session:
+        roles = MechanismFlag.WRAP | MechanismFlag.UNWRAP
+        wrapping = session.generate_key(KeyType.AES, 256, capabilities=roles)
+        key = session.generate_key(KeyType.AES, 256, template={A.EXTRACTABLE: True})
+        wrapped = wrapping.wrap_key(key, mechanism=Mechanism.AES_KEY_WRAP)
+
+        def unwrapped(template: templates.Template) -> Any:
+            kinds = ObjectClass.SECRET_KEY, KeyType.AES, wrapped
+            return wrapping.unwrap_key(
+                *kinds, mechanism=Mechanism.AES_KEY_WRAP, capabilities=roles, store=template[A.TOKEN], template=template
+            )
+
+        with pytest.raises(pkcs11.AttributeReadOnly):
+            unwrapped(wanted)
+        modifiable = unwrapped(loose)
+        modifiable[A.DECRYPT] = True
+        modifiable.destroy()
+        original = unwrapped(copyable)
+        with pytest.raises(pkcs11.AttributeReadOnly):
+            original.copy({A.TOKEN: True, A.MODIFIABLE: False, A.COPYABLE: False})
+        unmodifiable = original.copy({A.TOKEN: True, A.MODIFIABLE: False})
+        outliving = unmodifiable.copy({})
+        unmodifiable.destroy()
+        assert (outliving[A.TOKEN], outliving[A.UNWRAP]) == (True, True)
+        outliving.destroy()
+
+
 @pytest.mark.parametrize("wrong", ["key", "wrapped", "length", "check value"])
 def test_what_does_not_fit_is_not_restored_and_leaves_nothing(
     tokens: tuple[TokenAddress, TokenAddress], wrong: str
