@@ -100,6 +100,12 @@ def open_token(config: Config) -> Token:
     return Token(token_address(section), pin_source(section.pin_file), block_keys=section.block_keys)
 
 
+def approvals(config: Config, store: Store) -> Approvals:
+    """Who judges whether officers approved a destructive act."""
+    configured = None if config.approvals is None else Officers.configured(config.approvals)
+    return Approvals(configured, store, config.kme_id, time.time)
+
+
 def begin(config: Config, *, void: bool) -> None:
     """A process of the KME starts, perhaps on an old copy of the store: links to peers wait for what those say.
 
@@ -149,12 +155,6 @@ def open_parts(path: Path) -> Parts:
 def admit_first_epoch(store: Store, check_value: str, transcript: str) -> None:
     """Make ``master/1`` the active epoch; ``transcript`` is the digest of the ceremony's transcript."""
     store.registry.admit_epoch(1, check_value, Entry("epoch.activate", "ceremony", {"transcript": transcript}))
-
-
-def approvals(config: Config, store: Store) -> Approvals:
-    """Who judges whether officers approved a destructive act."""
-    configured = None if config.approvals is None else Officers.configured(config.approvals)
-    return Approvals(configured, store, config.kme_id, time.time)
 
 
 def upkeep_with_spools(parts: Parts) -> Upkeep:

@@ -120,6 +120,20 @@ class FairUseSection(_Section):
     waiting: Positive = 256
 
 
+class OfficerSection(_Section):
+    """One of ``[approvals] officers``: a name, and the file with the Ed25519 public key, PEM or OpenSSH."""
+
+    name: Name
+    key: FilePath
+
+
+class ApprovalsSection(_Section):
+    """``[approvals]``: destructive acts need ``needed`` officers besides the one who asks for them."""
+
+    needed: Positive
+    officers: list[OfficerSection]
+
+
 class AuditSection(_Section):
     """``[audit]``: a seal is made after this many rows or seconds, whichever comes first."""
 
@@ -166,20 +180,6 @@ class SpoolSection(_Section):
     format: Literal["auto", "binary", "hex", "base64"] = "auto"
 
 
-class OfficerSection(_Section):
-    """One of ``[approvals] officers``: a name, and the file with the Ed25519 public key, PEM or OpenSSH."""
-
-    name: Name
-    key: FilePath
-
-
-class ApprovalsSection(_Section):
-    """``[approvals]``: destructive acts need ``needed`` officers besides the one who asks for them."""
-
-    needed: Positive
-    officers: list[OfficerSection]
-
-
 class Config(_Section):
     """The whole file."""
 
@@ -191,8 +191,8 @@ class Config(_Section):
     sae: SaeSection = SaeSection()
     keys: KeysSection = KeysSection()
     fair_use: FairUseSection = FairUseSection()
-    audit: AuditSection = AuditSection()
     approvals: ApprovalsSection | None = None
+    audit: AuditSection = AuditSection()
     peering: PeeringSection | None = None
     peer: list[PeerSection] = []
     link: list[LinkSection] = []

@@ -14,6 +14,8 @@
     │   ├── BlockConflict              this block id is known with other bytes
     │   ├── BlockReplayed              these bytes are known under another block id
     │   └── PoolFull                   back-pressure: deposit again later
+    ├── ShareRefused               a share of a backup key that is not the one it should be
+    ├── ApprovalRefused            a destructive act that officers did not approve as they must
     ├── StoreError
     │   ├── StoreUnavailable           disk full, read-only, locked: may heal by itself
     │   ├── PoolShort                  fewer keys than a claim wants; nothing was claimed
@@ -31,8 +33,6 @@
     │   ├── PeerUnavailable            the other KME does not answer: 503, heals by itself
     │   ├── PeerRefused                a message, or an answer, that is not to be believed
     │   └── LinkFrozen                 nothing is claimed from the link until it is thawed or reconciled
-    ├── ShareRefused               a share of a backup key that is not the one it should be
-    ├── ApprovalRefused            a destructive act that officers did not approve as they must
     └── AuditBroken                the log does not prove itself
 """
 
@@ -111,6 +111,18 @@ class BlockReplayed(DepositRefused):
 
 class PoolFull(DepositRefused):
     """The link holds ``max_key_count`` keys; deposit again when some were used."""
+
+
+class ShareRefused(HsmkmeError):
+    """A share was read wrongly, altered, is of another set, or was given before. Nothing of its value is said."""
+
+
+class ApprovalRefused(HsmkmeError):
+    """Officers did not approve an act as they must; it was not done. ``rule`` names the rule of ``ops/rules.md``."""
+
+    def __init__(self, message: str, *, rule: str) -> None:
+        super().__init__(message)
+        self.rule = rule
 
 
 class StoreError(HsmkmeError):
@@ -206,18 +218,6 @@ class PeerRefused(PeerError):
 
 class LinkFrozen(PeerError):
     """The link is frozen."""
-
-
-class ShareRefused(HsmkmeError):
-    """A share was read wrongly, altered, is of another set, or was given before. Nothing of its value is said."""
-
-
-class ApprovalRefused(HsmkmeError):
-    """Officers did not approve an act as they must; it was not done. ``rule`` names the rule of ``ops/rules.md``."""
-
-    def __init__(self, message: str, *, rule: str) -> None:
-        super().__init__(message)
-        self.rule = rule
 
 
 class AuditBroken(HsmkmeError):

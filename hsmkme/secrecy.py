@@ -9,7 +9,7 @@ from hsmkme.errors import OperatorFault
 
 
 def private_text(path: Path, what: str) -> str:
-    """The text of the file at ``path``; raises `OperatorFault`, saying ``what`` it is and nothing of what is in it."""
+    """The text of the file at ``path``; raises `OperatorFault`, which says ``what`` it is and nothing that is in it."""
     try:
         if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
             raise OperatorFault(f"{path} can be read by others: chmod 0400 {path}")

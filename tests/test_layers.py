@@ -21,8 +21,8 @@ LAYERS: Mapping[int, frozenset[str]] = {
     4: frozenset({"approvals", "kme", "agreement", "peering", "liaison", "relay", "intake", "upkeep"}),
     3: frozenset({"custody", "officers"}),
     2: frozenset({"hsm", "store", "audit"}),
-    1: frozenset({"config", "fitting", "policy", "fairuse", "identifiers", "messages", "secrecy", "sshsig"}),
-    0: frozenset({"errors", "states", "words", "model", "__init__"}),
+    1: frozenset({"config", "fitting", "policy", "fairuse", "identifiers", "messages", "secrecy"}),
+    0: frozenset({"errors", "states", "words", "model", "sshsig", "__init__"}),
 }
 LAYER_OF = {unit: layer for layer, units in LAYERS.items() for unit in units}
 STRANGERS = (5, 2)

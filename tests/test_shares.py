@@ -9,7 +9,6 @@ import json
 import os
 import random
 import re
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,7 +29,6 @@ from hsmkme.ceremony.backups import Asked, Backup, make_backup, read_backup, res
 from hsmkme.ceremony.field import inverse, multiply, value_at, weighed, weights_at_zero
 from hsmkme.ceremony.shares import SCANNED, Gathering, Share, ShareSet, decoded, read_share, split
 from hsmkme.ceremony.sheets import Receiver, sheet, write_sheet
-from hsmkme.ceremony.transcript import Transcript
 from hsmkme.cli import main
 from hsmkme.errors import OperatorFault, ShareRefused
 from hsmkme.hsm import Token, TokenAddress, templates
@@ -617,40 +615,32 @@ def test_the_whole_way_from_a_backup_to_a_restored_key_by_the_words_of_two_of_th
     tokens: tuple[TokenAddress, TokenAddress], tmp_path: Path
 ) -> None:
     old, new = tokens
-    record = Transcript(tmp_path / "backup.jsonl", time.time)
-    backup, shares = make_backup(old, lambda: SO_PIN, lambda: PIN, Asked(2, 2, 3), record)
+    backup, shares = make_backup(old, lambda: SO_PIN, lambda: PIN, Asked(2, 2, 3))
     write_backup(tmp_path / "backup.json", backup)
     again = read_backup(tmp_path / "backup.json")
     assert again == backup
     gathering = Gathering(again.shares)
     for share in (shares[2], shares[0]):
         gathering.add(read_share(" ".join(share.words())))
-    restored = Transcript(tmp_path / "restore.jsonl", time.time)
-    value = restore_backup(new, lambda: PIN, again, gathering, restored)
+    restored = restore_backup(new, lambda: PIN, again, gathering)
     token = Token(new, lambda: PIN)
-    assert token.check_value(2) == value == backup.master.check_value
+    assert token.check_value(2) == restored["check_value"] == backup.master.check_value
     token.close()
-    evidence = {
-        line["step"]: line["evidence"]
-        for line in map(json.loads, (json.loads(one)["line"] for one in restored.path.read_text().splitlines()))
-    }
-    assert list(evidence) == ["begin", "token", "restore", "end"]
-    assert evidence["restore"]["shares"] == [1, 3]
-    assert evidence["restore"]["check_value"] == value
-    published = record.path.read_text() + restored.path.read_text() + (tmp_path / "backup.json").read_text()
-    assert all(share.commitment.hex() in published for share in shares)
+    assert restored["shares"] == [1, 3]
+    published = json.dumps([backup.evidence(), restored]) + (tmp_path / "backup.json").read_text()
+    assert all(share.commitment.hex() in json.dumps(backup.evidence()) for share in shares)
     secrets = [share.value.reveal() for share in shares] + [gathering.secret().reveal()]
     assert not any(one.hex() in published or " ".join(words_of(one)) in published for one in secrets)
 
 
-def test_too_few_shares_begin_nothing(tokens: tuple[TokenAddress, TokenAddress], tmp_path: Path) -> None:
+def test_too_few_shares_restore_nothing(tokens: tuple[TokenAddress, TokenAddress]) -> None:
     public, shares = split(secret(), 3, 3)
     gathering = Gathering(public)
     gathering.add(shares[0])
-    record = Transcript(tmp_path / "restore.jsonl", time.time)
     with pytest.raises(ShareRefused, match="2 more shares are needed"):
-        restore_backup(tokens[1], lambda: PIN, Backup(WrappedMaster(2, "", b""), public), gathering, record)
-    assert record.path.read_text() == ""
+        restore_backup(tokens[1], lambda: PIN, Backup(WrappedMaster(9, "", b""), public), gathering)
+    with writable(tokens[1]) as session:
+        assert list(session.get_objects({A.LABEL: "master/9"})) == []
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"form": "hsmkme-backup/2", "mechanism": "AES_KEY_WRAP"}', "\xff"])
@@ -669,10 +659,9 @@ def test_a_backup_is_never_overwritten(tmp_path: Path) -> None:
         write_backup(tmp_path / "backup.json", backup)
 
 
-def test_the_calls_in_the_token_are_forbidden_while_somebody_is_logged_in(
+def test_a_login_of_this_process_is_ended_by_a_backup_and_finds_its_way_back(
     tokens: tuple[TokenAddress, TokenAddress],
 ) -> None:
-    """Another process's login does not matter; a login of this one is ended, never worked around."""
     token = Token(tokens[0], lambda: PIN)
     master, _ = back_up(tokens[0], lambda: SO_PIN, lambda: PIN, 2)
     token.prove(2)  # finds its handles lost, and logs in again

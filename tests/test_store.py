@@ -324,8 +324,8 @@ def test_a_migration_is_run_by_command(tmp_path: Path) -> None:
 
     status, said = run("sae", "list")
     assert (status, "run `hsmkme migrate`" in said) == (1, True)
-    every = ", ".join(str(number) for number in range(1, len(schema.MIGRATIONS) + 1))
-    assert run("migrate") == (0, f"{tmp_path}/new.sqlite: applied {every}\n")
+    applied = ", ".join(str(number) for number in range(1, len(schema.MIGRATIONS) + 1))
+    assert run("migrate") == (0, f"{tmp_path}/new.sqlite: applied {applied}\n")
     assert run("migrate") == (0, f"{tmp_path}/new.sqlite: nothing to do\n")
     assert run("sae", "list", "--json") == (0, "[]\n")
 

@@ -1,7 +1,7 @@
-"""The backup of a master key: what its file says, and the steps that make it and bring it back.
+"""The backup of a master key: what its file says, how it is made and brought back.
 
 The file is no secret: without the shares it opens nothing. It names its form, the mechanism and the epoch, and has the
-commitments by which a wrong share is named. What is in it is in the transcript too.
+commitments by which a wrong share is named; `Backup.evidence` is for the transcript.
 """
 
 from __future__ import annotations
@@ -14,12 +14,11 @@ from typing import Final
 
 from hsmkme.audit import canonical
 from hsmkme.ceremony.shares import Gathering, Share, ShareSet, split
-from hsmkme.ceremony.transcript import Transcript
 from hsmkme.errors import OperatorFault
 from hsmkme.hsm.backup import BackupOfficer, WrappedMaster, back_up
+from hsmkme.hsm.officer import Evidence
 from hsmkme.hsm.profiles import TokenAddress
 from hsmkme.hsm.session import PinSource
-from hsmkme.words import spoken
 
 _FORM: Final = "hsmkme-backup/1"
 _MECHANISM: Final = "AES_KEY_WRAP"
@@ -36,7 +35,7 @@ class Backup:
         """The content of a backup file."""
         return canonical({"form": _FORM, **self.evidence(), "wrapped": self.master.wrapped.hex()}) + "\n"
 
-    def evidence(self) -> dict[str, object]:
+    def evidence(self) -> Evidence:
         """What a transcript says of it; `text` adds the wrapped key."""
         return {
             "mechanism": _MECHANISM,
@@ -84,39 +83,26 @@ class Asked:
 
 
 def make_backup(
-    address: TokenAddress, so_pin: PinSource, user_pin: PinSource, asked: Asked, transcript: Transcript
+    address: TokenAddress, so_pin: PinSource, user_pin: PinSource, asked: Asked
 ) -> tuple[Backup, tuple[Share, ...]]:
     """Wrap a master key under a new key that exists as shares from here on; gives those to be handed out.
 
-    Nothing durable but the transcript. A ceremony that ends before every share is with its custodian is done again:
-    each gives shares of another set, and those of an abandoned set restore nothing once its file is destroyed.
+    Nothing durable. A ceremony that ends before every share is with its custodian is done again: each gives shares of
+    another set, and those of an abandoned set restore nothing once its file is destroyed.
     """
-    transcript.record("begin", {"ceremony": "backup", "label": address.label, "epoch": asked.epoch})
     master, backup_key = back_up(address, so_pin, user_pin, asked.epoch)
     public, shares = split(backup_key, asked.threshold, asked.count)
-    del backup_key
-    backup = Backup(master, public)
-    transcript.record("backup", {**backup.evidence(), "words": [spoken(one[:8]) for one in public.commitments]})
-    transcript.record("end", {"ceremony": "backup"})
-    return backup, shares
+    return Backup(master, public), shares
 
 
-def restore_backup(
-    address: TokenAddress, user_pin: PinSource, backup: Backup, gathering: Gathering, transcript: Transcript
-) -> str:
-    """Bring the master key of ``backup`` into the token, by the shares of ``gathering``; gives its check value.
+def restore_backup(address: TokenAddress, user_pin: PinSource, backup: Backup, gathering: Gathering) -> Evidence:
+    """Bring the master key of ``backup`` into the token, by the shares of ``gathering``; proved by its check value.
 
-    Order of durable acts: the key in the token, read back and its check value compared, then the transcript. Refuses
-    if the token has a key of that epoch.
+    Refuses if the token has a key of that epoch; what does not fit is destroyed.
     """
     secret = gathering.secret()
-    transcript.record("begin", {"ceremony": "restore", "label": address.label, **backup.evidence()})
     officer = BackupOfficer(address, user_pin)
     try:
-        transcript.record("token", officer.describe_token())
-        evidence = officer.restore_master(backup.master, secret)
-        transcript.record("restore", {**evidence, "shares": gathering.indexes})
+        return {**officer.restore_master(backup.master, secret), "shares": gathering.indexes}
     finally:
         officer.close()
-    transcript.record("end", {"ceremony": "restore"})
-    return backup.master.check_value

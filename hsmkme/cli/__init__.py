@@ -41,8 +41,8 @@ _MODULES: Final = {
     "relation": "views",
     "audit": "audit",
     "approve": "approve",
-    "ceremony": "ceremony",
     "custodian": "custodian",
+    "ceremony": "ceremony",
     "demo": "demo",
 }
 """The module of each command: imported when the command is called, for no command needs all of them."""
