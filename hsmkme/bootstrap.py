@@ -14,6 +14,7 @@ from typing import Final
 
 from hsmkme import config as configuration
 from hsmkme.agreement import Agreement
+from hsmkme.approvals import Approvals
 from hsmkme.audit import AuditChain
 from hsmkme.config import Config, TokenSection
 from hsmkme.custody import Custody
@@ -26,6 +27,7 @@ from hsmkme.intake import Intake
 from hsmkme.kme import Kme
 from hsmkme.liaison import Liaison
 from hsmkme.model import Entry, Relation
+from hsmkme.officers import Officers
 from hsmkme.peering import Peering
 from hsmkme.peers import Peers
 from hsmkme.secrecy import private_text
@@ -96,6 +98,12 @@ def open_token(config: Config) -> Token:
     """The token of ``config``, logged in."""
     section = config.token
     return Token(token_address(section), pin_source(section.pin_file), block_keys=section.block_keys)
+
+
+def approvals(config: Config, store: Store) -> Approvals:
+    """Who judges whether officers approved a destructive act."""
+    configured = None if config.approvals is None else Officers.configured(config.approvals)
+    return Approvals(configured, store, config.kme_id, time.time)
 
 
 def begin(config: Config, *, void: bool) -> None:

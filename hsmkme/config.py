@@ -120,6 +120,20 @@ class FairUseSection(_Section):
     waiting: Positive = 256
 
 
+class OfficerSection(_Section):
+    """One of ``[approvals] officers``: a name, and the file with the Ed25519 public key, PEM or OpenSSH."""
+
+    name: Name
+    key: FilePath
+
+
+class ApprovalsSection(_Section):
+    """``[approvals]``: destructive acts need ``needed`` officers besides the one who asks for them."""
+
+    needed: Positive
+    officers: list[OfficerSection]
+
+
 class AuditSection(_Section):
     """``[audit]``: a seal is made after this many rows or seconds, whichever comes first."""
 
@@ -177,6 +191,7 @@ class Config(_Section):
     sae: SaeSection = SaeSection()
     keys: KeysSection = KeysSection()
     fair_use: FairUseSection = FairUseSection()
+    approvals: ApprovalsSection | None = None
     audit: AuditSection = AuditSection()
     peering: PeeringSection | None = None
     peer: list[PeerSection] = []

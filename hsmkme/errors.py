@@ -14,6 +14,8 @@
     │   ├── BlockConflict              this block id is known with other bytes
     │   ├── BlockReplayed              these bytes are known under another block id
     │   └── PoolFull                   back-pressure: deposit again later
+    ├── ShareRefused               a share of a backup key that is not the one it should be
+    ├── ApprovalRefused            a destructive act that officers did not approve as they must
     ├── StoreError
     │   ├── StoreUnavailable           disk full, read-only, locked: may heal by itself
     │   ├── PoolShort                  fewer keys than a claim wants; nothing was claimed
@@ -111,6 +113,18 @@ class BlockReplayed(DepositRefused):
 
 class PoolFull(DepositRefused):
     """The link holds ``max_key_count`` keys; deposit again when some were used."""
+
+
+class ShareRefused(HsmkmeError):
+    """A share was read wrongly, altered, is of another set, or was given before. Nothing of its value is said."""
+
+
+class ApprovalRefused(HsmkmeError):
+    """Officers did not approve an act as they must; it was not done. ``rule`` names the rule of ``ops/rules.md``."""
+
+    def __init__(self, message: str, *, rule: str) -> None:
+        super().__init__(message)
+        self.rule = rule
 
 
 class StoreError(HsmkmeError):

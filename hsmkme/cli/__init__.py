@@ -45,6 +45,8 @@ _MODULES: Final = {
     "key": "views",
     "relation": "views",
     "audit": "audit",
+    "approve": "approve",
+    "custodian": "custodian",
     "ceremony": "ceremony",
     "demo": "demo",
 }

@@ -107,6 +107,9 @@ class Officer:
 
     def make_master(self, epoch: int) -> Evidence:
         """Generate the master key of ``epoch``."""
+        return self._generate_master(epoch, templates.MASTER, templates.MADE_HERE)
+
+    def _generate_master(self, epoch: int, template: templates.Template, origin: templates.Template) -> Evidence:
         with translated(f"making {master_label(epoch)}"), self._sessions.lane() as lane:
             self._refuse_existing(lane.session, master_label(epoch))
             key = lane.session.generate_key(
@@ -116,9 +119,9 @@ class Officer:
                 id=master_label(epoch).encode(),
                 store=True,
                 capabilities=MechanismFlag.WRAP | MechanismFlag.UNWRAP,
-                template=templates.MASTER,
+                template=template,
             )
-            evidence = self._verified(master_label(epoch), [key], templates.MASTER)
+            evidence = self._verified(master_label(epoch), [key], template, origin)
             return {**evidence, "check_value": check_value(lane.session, key)}
 
     def make_digest_key(self) -> Evidence:

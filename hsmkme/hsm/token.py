@@ -182,7 +182,7 @@ class Token:
         name = f"{kind.name}:{label}"
         if name not in lane.objects:
             found = find_object(lane.session, label, kind)
-            templates.verify_object(label, found, template, self._sessions.cryptoki)
+            templates.verify_object(label, found, templates.form_of(found, template), self._sessions.cryptoki)
             lane.objects[name] = found
         return lane.objects[name]
 

@@ -9,6 +9,7 @@ from hsmkme.model import Clock
 from hsmkme.store import schema
 from hsmkme.store.agreed import Agreed, NewIds, Offer
 from hsmkme.store.answers import Answer, Answers
+from hsmkme.store.approving import Approval, Approving
 from hsmkme.store.blocks import Blocks, Outcome
 from hsmkme.store.carried import Carried, carried_name
 from hsmkme.store.ceremonies import Ceremonies
@@ -30,6 +31,8 @@ __all__ = [
     "Agreed",
     "Answer",
     "Answers",
+    "Approval",
+    "Approving",
     "Blocks",
     "Carried",
     "Ceremonies",
@@ -76,6 +79,7 @@ class Store:
         self.ceremonies = Ceremonies(self._database)
         self.log = Log(self._database)
         self.answers = Answers(self._database)
+        self.approving = Approving(self._database)
         self.views = Views(self._database)
 
     def checkpoint(self) -> None:
