@@ -141,6 +141,17 @@ class AuditSection(_Section):
     seal_seconds: Positive = 10
 
 
+class EpochsSection(_Section):
+    """``[epochs]``: when upkeep opens the next master key, and how fast block keys move to it.
+
+    After so many seconds, or so many block keys wrapped, whichever comes first; 0: never, an officer does it.
+    """
+
+    rotate_seconds: Annotated[int, Field(ge=0)] = 86400
+    rotate_blocks: Annotated[int, Field(ge=0)] = 1_000_000
+    rewrap_per_second: Positive = 200
+
+
 class PeeringSection(_Section):
     """``[peering]``: the listener for other KMEs, and this KME's certificate towards them as server and as client.
 
@@ -193,6 +204,7 @@ class Config(_Section):
     fair_use: FairUseSection = FairUseSection()
     approvals: ApprovalsSection | None = None
     audit: AuditSection = AuditSection()
+    epochs: EpochsSection = EpochsSection()
     peering: PeeringSection | None = None
     peer: list[PeerSection] = []
     link: list[LinkSection] = []

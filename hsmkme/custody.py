@@ -13,11 +13,24 @@ from dataclasses import replace
 from uuid import UUID
 
 from hsmkme.audit import export_digest, export_header, export_lines, seal_digest, signed_header, timestamp
-from hsmkme.errors import AuditBroken, OperatorFault, RecordFault, StoreError, TokenError
+from hsmkme.epochs import Epochs
+from hsmkme.errors import AuditBroken, RecordFault, StoreError, TokenError
 from hsmkme.hsm.token import Token
 from hsmkme.messages.bodies import Body, Carry, KeyReport
-from hsmkme.model import BlockName, Clock, Demand, Entry, HeldKey, OpenKey, RawBlock, Retry, Seal, SealedKey
-from hsmkme.states import BlockState, EpochState
+from hsmkme.model import (
+    BlockName,
+    Clock,
+    Demand,
+    Entry,
+    HeldKey,
+    OpenKey,
+    RawBlock,
+    Retry,
+    Seal,
+    SealedBlock,
+    SealedKey,
+)
+from hsmkme.states import BlockState
 from hsmkme.store import Draft, NewIds, Offer, Outcome, Pads, Receipt, Store, carried_name
 
 log = logging.getLogger(__name__)
@@ -31,26 +44,13 @@ class Custody:
         self._store = store
         self._clock = clock
         self._take_notes()
-        self._epoch = self._check_epochs()
+        self._epochs = Epochs(token, store, clock)
         self._check_lineage()
 
     def _take_notes(self) -> None:
         """Log what ceremonies did on this token since somebody looked last; the first one begins epoch 1."""
         for note in self._token.notes():
             self._store.ceremonies.admit(note, Entry("ceremony.held", "custody"))
-
-    def _check_epochs(self) -> int:
-        """Compare the check value of every epoch in use with the token's; returns the active epoch."""
-        active = None
-        for epoch, state, expected in self._store.registry.epochs():
-            if state is EpochState.DESTROYED:
-                continue
-            if self._token.check_value(epoch) != expected:
-                raise OperatorFault(f"master/{epoch} of this token is not the key that this store was sealed under")
-            active = epoch if state is EpochState.ACTIVE else active
-        if active is None:
-            raise OperatorFault("the store knows no active master key: hold a first ceremony (ops/ceremonies.md)")
-        return active
 
     def _check_lineage(self) -> None:
         """Deliver nothing anew that was delivered since a copy was made, if this store is that copy."""
@@ -68,10 +68,13 @@ class Custody:
         Durable writes: one commit with block, segments and audit row. A crash before it leaves nothing: the
         device still has the block. Raises what `store.Blocks.deposit` refuses; ``limit`` is in keys.
         """
-        sealed = self._token.seal(block, self._epoch)
-        if state is BlockState.DEPOSITED:
-            sealed = replace(sealed, tag=self._token.confirmation_tag(block), mine=mine)
-        return self._store.blocks.deposit(sealed, state, limit, Entry("block.deposit", actor))
+        tag = self._token.confirmation_tag(block) if state is BlockState.DEPOSITED else None
+        entry = Entry("block.deposit", actor)
+
+        def keep(sealed: SealedBlock) -> Outcome:
+            return self._store.blocks.deposit(replace(sealed, tag=tag, mine=mine), state, limit, entry)
+
+        return self._epochs.seal(block, keep)
 
     def release(self, demand: Demand, actor: str, retry: Retry | None = None) -> list[OpenKey]:
         """Claim keys for a relation and open them for its master.
@@ -80,7 +83,7 @@ class Custody:
         then on. 2. only if they cannot be opened: one commit that voids them. A crash between burns keys.
         The token answers before anything is claimed, so that a failing token burns none.
         """
-        self._token.prove_if_idle(self._epoch)
+        self._epochs.prove_if_idle()
         return self._open_or_burn(self._store.blocks.claim(demand, Entry("key.deliver", actor), retry))
 
     def deliver(self, demand: Demand, actor: str, retry: Retry | None = None) -> list[OpenKey] | None:
@@ -88,7 +91,7 @@ class Custody:
 
         Durable writes: as for `release`, but that the peer is told of keys that do not open.
         """
-        self._token.prove_if_idle(self._epoch)
+        self._epochs.prove_if_idle()
         keys = self._store.agreed.deliver(demand, Entry("key.deliver", actor), retry)
         return None if keys is None else self._open_or_burn(keys)
 
@@ -98,7 +101,7 @@ class Custody:
         Durable writes: one commit with cursors, key rows, the number of the message and audit rows. A crash after it
         burns the keys: upkeep voids what was not confirmed in time.
         """
-        self._token.prove_if_idle(self._epoch)
+        self._epochs.prove_if_idle()
         return self._store.agreed.offer(demand, new_ids, Entry("key.claim", actor))
 
     def carry(self, offer: Offer) -> list[Draft]:
@@ -116,7 +119,7 @@ class Custody:
             raise
 
     def _carry(self, offer: Offer, pads: Pads) -> Draft:
-        carry = Carry(pads=pads.assign, masked=self._token.mask(offer.wanted, pads.pads))
+        carry = Carry(pads=pads.assign, masked=self._epochs.mask(offer.wanted, pads.pads))
         return self._store.outbox.number(pads.link_id, "keys/carry", carry)
 
     def take_over(self, receipt: Receipt, carry: Carry, due: int, entry: Entry) -> bytes:
@@ -125,14 +128,18 @@ class Custody:
         ``due``: bits of the slaves that this KME serves. Durable writes: one commit with block, segments, key rows,
         erased pads and audit row. A crash before it leaves nothing: the peer says it again, or voids the keys.
         """
-        pads, block = self._store.carried.pads(receipt.link_id, carry.pads), None
-        if pads is not None:
-            name = carried_name(receipt.link_id, receipt.txid)
-            try:
-                block = self._token.unmask(carry.masked, pads, name, self._epoch)
-            except RecordFault as fault:
-                self._quarantine(fault, entry.actor)  # and the answer is that these keys are void
-        return self._store.carried.accept(receipt, carry.pads, due, block, entry)
+
+        def keep(block: SealedBlock | None) -> bytes:
+            return self._store.carried.accept(receipt, carry.pads, due, block, entry)
+
+        pads = self._store.carried.pads(receipt.link_id, carry.pads)
+        if pads is None:
+            return keep(None)
+        try:
+            return self._epochs.unmask(carry.masked, pads, carried_name(receipt.link_id, receipt.txid), keep)
+        except RecordFault as fault:
+            self._quarantine(fault, entry.actor)
+            return keep(None)  # the answer is that these keys are void
 
     def settle(self, offer: Offer, demand: Demand, actor: str, retry: Retry | None = None) -> list[OpenKey]:
         """Open keys of an offer that every peer confirmed.
@@ -177,7 +184,7 @@ class Custody:
     def _open_or_burn(self, keys: Sequence[SealedKey]) -> list[OpenKey]:
         """Open keys that count as delivered since the last commit; void them if that fails."""
         try:
-            return self._token.open(keys)
+            return self._epochs.open(keys)
         except TokenError as error:
             self._burn(keys, error)
             raise
@@ -196,7 +203,7 @@ class Custody:
         Raises `KeyNotHeld` if another request collected one meanwhile: nothing is handed out then.
         """
         try:
-            opened = self._token.open(keys)
+            opened = self._epochs.open(keys)
         except RecordFault as fault:
             self._quarantine(fault, actor)
             raise
@@ -208,7 +215,7 @@ class Custody:
 
         Durable writes: one commit with the audit row, before they are handed out. No key changes its state.
         """
-        opened = self._token.open(keys)
+        opened = self._epochs.open(keys)
         self._store.log.append(Entry("key.repeat", actor, {"key_IDs": [str(key.key_id) for key in keys]}))
         return opened
 

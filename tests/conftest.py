@@ -75,7 +75,7 @@ def store(tmp_path: Path, clock: FakeClock) -> Iterator[Store]:
     path = tmp_path / "store.sqlite"
     migrate(path)
     opened = Store(path, AuditChain(), clock)
-    opened.registry.admit_epoch(1, "0011223344", Entry("epoch.activate", "test"))
+    opened.epochs.admit(1, "0011223344", Entry("epoch.activate", "test"))
     opened.registry.admit_links([Link("local", "kme-1"), Link("far", "kme-2")], Entry("link.admit", "test"))
     yield opened
     opened.close()

@@ -359,6 +359,7 @@ def test_check_lists_everything_whatever_else_is_wrong(site: Site) -> None:
 
 def drop_epoch(site: Site) -> None:
     with sqlite3.connect(site.path) as connection:
+        connection.execute("DROP TRIGGER epoch_stays")
         connection.execute("UPDATE epoch SET check_value = '0000000000'")
 
 

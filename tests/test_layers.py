@@ -18,8 +18,10 @@ LAYERS: Mapping[int, frozenset[str]] = {
     7: frozenset({"wsgi", "__main__", "cli", "demo"}),
     6: frozenset({"applications", "bootstrap", "server", "diagnosis"}),
     5: frozenset({"api", "drivers", "peers", "ceremony"}),
-    4: frozenset({"approvals", "kme", "agreement", "peering", "liaison", "relay", "intake", "upkeep"}),
-    3: frozenset({"custody", "officers"}),
+    4: frozenset(
+        {"approvals", "kme", "agreement", "peering", "liaison", "relay", "intake", "upkeep", "revocation"}
+    ),
+    3: frozenset({"custody", "officers", "epochs", "rotation"}),
     2: frozenset({"hsm", "store", "audit"}),
     1: frozenset({"config", "fitting", "policy", "fairuse", "identifiers", "messages", "secrecy"}),
     0: frozenset({"errors", "states", "words", "model", "sshsig", "__init__"}),
@@ -143,9 +145,9 @@ def test_libraries_are_used_where_they_belong(path: Path) -> None:
 
 @parametrized
 def test_only_custody_and_the_root_hold_both_token_and_store(path: Path) -> None:
-    """The working module is custody; above it only what puts the parts together."""
+    """The working modules are custody and what changes master keys under it; above, what puts the parts together."""
     if {"hsm", "store"} <= units_imported(path):
-        assert name_of(path) in {"custody", "bootstrap", "diagnosis"}
+        assert name_of(path) in {"custody", "epochs", "rotation", "bootstrap", "diagnosis"}
 
 
 # The clock ------------------------------------------------------------------------------------------------

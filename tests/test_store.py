@@ -28,7 +28,7 @@ def open_subject(path: Path) -> Subject:
     migrate(path)
     clock = FakeClock()
     store = Store(path, AuditChain(), clock)
-    store.registry.admit_epoch(1, "0011223344", ENTRY)
+    store.epochs.admit(1, "0011223344", ENTRY)
     store.registry.admit_links(LINKS, ENTRY)
     beside = sqlite3.connect(path)
     return Subject(store, lambda query: beside.execute(query).fetchall(), clock)
@@ -324,8 +324,8 @@ def test_a_migration_is_run_by_command(tmp_path: Path) -> None:
 
     status, said = run("sae", "list")
     assert (status, "run `hsmkme migrate`" in said) == (1, True)
-    applied = ", ".join(str(number) for number in range(1, len(schema.MIGRATIONS) + 1))
-    assert run("migrate") == (0, f"{tmp_path}/new.sqlite: applied {applied}\n")
+    numbers = ", ".join(str(number) for number in range(1, len(schema.MIGRATIONS) + 1))
+    assert run("migrate") == (0, f"{tmp_path}/new.sqlite: applied {numbers}\n")
     assert run("migrate") == (0, f"{tmp_path}/new.sqlite: nothing to do\n")
     assert run("sae", "list", "--json") == (0, "[]\n")
 

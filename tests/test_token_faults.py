@@ -487,16 +487,22 @@ def test_a_token_that_is_away_at_the_start_is_unavailable_and_no_operators_fault
     Token(address, lambda: PIN).close()
 
 
+def prove_if_idle(token: Token) -> None:
+    """As it is done before an act that cannot be undone."""
+    if not token.answered_lately:
+        token.prove(1)
+
+
 def test_a_proof_is_made_when_the_token_was_idle_and_not_when_it_just_answered(
     counted: Token, pin: CountingPin, clock: FakeClock, address: TokenAddress, block: RawBlock
 ) -> None:
     counted.digest(block)
     close_all_sessions(address)
     clock.now += PAUSE_SECONDS
-    counted.prove_if_idle(1)
+    prove_if_idle(counted)
     assert pin.asked == 1  # it was not asked, else it had noticed
     clock.now += 0.1
-    counted.prove_if_idle(1)
+    prove_if_idle(counted)
     assert pin.asked == 2
 
 
@@ -508,7 +514,7 @@ def test_a_proof_is_made_after_a_failure_however_short_ago_the_token_answered(
     with pytest.raises(TokenUnavailable):
         counted.digest(block)
     with pytest.raises(TokenUnavailable):
-        counted.prove_if_idle(1)
+        prove_if_idle(counted)
 
 
 # Forks ------------------------------------------------------------------------------------------------

@@ -48,6 +48,8 @@ _MODULES: Final = {
     "approve": "approve",
     "custodian": "custodian",
     "ceremony": "ceremony",
+    "epoch": "epoch",
+    "revoke": "revoke",
     "demo": "demo",
 }
 """The module of each command: imported when the command is called, for no command needs all of them."""

@@ -16,6 +16,7 @@ from hsmkme.errors import OperatorFault
 from hsmkme.hsm import templates
 from hsmkme.hsm.anchor import ANCHOR_LABEL, NOTHING, anchor_template, anchored
 from hsmkme.hsm.faults import translated
+from hsmkme.hsm.masters import generate_master
 from hsmkme.hsm.notes import note_template
 from hsmkme.hsm.objects import (
     AUDIT_LABEL,
@@ -112,15 +113,7 @@ class Officer:
     def _generate_master(self, epoch: int, template: templates.Template, origin: templates.Template) -> Evidence:
         with translated(f"making {master_label(epoch)}"), self._sessions.lane() as lane:
             self._refuse_existing(lane.session, master_label(epoch))
-            key = lane.session.generate_key(
-                KeyType.AES,
-                256,
-                label=master_label(epoch),
-                id=master_label(epoch).encode(),
-                store=True,
-                capabilities=MechanismFlag.WRAP | MechanismFlag.UNWRAP,
-                template=template,
-            )
+            key = generate_master(lane.session, epoch, template)
             evidence = self._verified(master_label(epoch), [key], template, origin)
             return {**evidence, "check_value": check_value(lane.session, key)}
 

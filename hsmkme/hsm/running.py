@@ -12,7 +12,7 @@ from typing import Final, TypeVar
 import pkcs11
 
 from hsmkme.errors import ObjectMissing, OperatorFault, TokenError, TokenUnavailable
-from hsmkme.hsm.cryptoki import CryptokiError
+from hsmkme.hsm.cryptoki import Cryptoki, CryptokiError
 from hsmkme.hsm.faults import Fault, fault_of, outward
 from hsmkme.hsm.session import Lane, Sessions
 
@@ -32,6 +32,15 @@ class Runner:
         self._stopped: str | None = None
         self._answered_at: float | None = None
         self._listed_at: float | None = None
+
+    @property
+    def cryptoki(self) -> Cryptoki:
+        """The calls that the binding lacks."""
+        return self._sessions.cryptoki
+
+    def begin_anew(self) -> None:
+        """Forget every handle and every unwrapped block key, and log in again."""
+        self._reset(self._sessions.generation, hard=False)
 
     @property
     def answered_lately(self) -> bool:

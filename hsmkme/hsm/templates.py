@@ -119,6 +119,13 @@ OPENING_KEY: Final[Template] = {
     if kind is not A.MODIFIABLE
 }
 
+# The same key while it moves to another master key: does nothing, and may leave the token only wrapped.
+MOVING_KEY: Final[Template] = {
+    kind: value
+    for kind, value in {**_role(), **_secret(token=False, extractable=True)}.items()
+    if kind is not A.MODIFIABLE
+}
+
 # What the token alone can say of a key it made itself.
 MADE_HERE: Final[Template] = {A.LOCAL: True, A.NEVER_EXTRACTABLE: True, A.ALWAYS_SENSITIVE: True}
 

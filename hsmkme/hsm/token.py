@@ -170,10 +170,19 @@ class Token:
         """Seal and open a known answer under the master key of ``epoch``; raises what that meets."""
         self._runner.run("proving the token", lambda lane: self._prove(lane, epoch))
 
-    def prove_if_idle(self, epoch: int) -> None:
-        """`prove`, unless the token answered within the last second: cheap before an act that cannot be undone."""
-        if not self._runner.answered_lately:
-            self.prove(epoch)
+    @property
+    def answered_lately(self) -> bool:
+        """Whether the token did something within the last second: if not, `prove` it before what cannot be undone."""
+        return self._runner.answered_lately
+
+    def forget(self) -> None:
+        """Drop every handle and every unwrapped block key of this process: a master key was destroyed."""
+        self._runner.begin_anew()
+
+    @property
+    def runner(self) -> Runner:
+        """This login, for what only upkeep and officers do under it."""
+        return self._runner
 
     # Objects ----------------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from hsmkme.store.blocks import Blocks, Outcome
 from hsmkme.store.carried import Carried, carried_name
 from hsmkme.store.ceremonies import Ceremonies
 from hsmkme.store.database import Chain, Database, connect, spoken, turn
+from hsmkme.store.epochs import Epoch, Epochs
 from hsmkme.store.inbox import Inbox, Receipt
 from hsmkme.store.keys import Keys
 from hsmkme.store.lineage import Lineages
@@ -23,6 +24,7 @@ from hsmkme.store.outbox import Draft, Outbox
 from hsmkme.store.pads import Pads
 from hsmkme.store.reconciling import Reconciling
 from hsmkme.store.registry import Registry
+from hsmkme.store.revoking import Revoking, Scope, Touched
 from hsmkme.store.sharing import Sharing
 from hsmkme.store.veins import Vein
 from hsmkme.store.views import Views
@@ -38,6 +40,8 @@ __all__ = [
     "Ceremonies",
     "Chain",
     "Draft",
+    "Epoch",
+    "Epochs",
     "Inbox",
     "Keys",
     "Lineages",
@@ -52,8 +56,11 @@ __all__ = [
     "Receipt",
     "Reconciling",
     "Registry",
+    "Revoking",
+    "Scope",
     "Sharing",
     "Store",
+    "Touched",
     "Vein",
     "Views",
     "carried_name",
@@ -75,6 +82,8 @@ class Store:
         self.outbox = Outbox(self._database)
         self.sharing = Sharing(self._database)
         self.reconciling = Reconciling(self._database)
+        self.epochs = Epochs(self._database)
+        self.revoking = Revoking(self._database)
         self.registry = Registry(self._database)
         self.ceremonies = Ceremonies(self._database)
         self.log = Log(self._database)

@@ -26,7 +26,6 @@ from hsmkme.messages.bodies import (
     Granted,
     GrantedBlock,
     Hello,
-    Missing,
     Standing,
     Void,
     Voided,
@@ -174,10 +173,10 @@ class Inbox:
             transaction.append(entry.knowing(link=receipt.link_id, blocks=accepted, stale=len(results) - len(accepted)))
             return _keep(transaction, receipt, Granted.model_validate({"results": results}))
 
-    def missing(self, receipt: Receipt, missing: Missing, entry: Entry, give_up: GiveUp) -> bytes:
-        """The peer was restored and does not have these blocks any more."""
+    def give_up(self, receipt: Receipt, block_ids: list[str], entry: Entry, give_up: GiveUp) -> bytes:
+        """The peer does not have these blocks any more: it was restored, or revoked them."""
         with self._database.write(logged=False) as transaction:
-            give_up(transaction, receipt.link_id, missing.block_ids, entry)
+            give_up(transaction, receipt.link_id, block_ids, entry)
             return _keep(transaction, receipt, Done())
 
 

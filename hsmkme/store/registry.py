@@ -8,7 +8,6 @@ import sqlite_utils
 
 from hsmkme.errors import StoreError
 from hsmkme.model import Entry, Link, Sae
-from hsmkme.states import EpochState
 from hsmkme.store.database import Database
 from hsmkme.store.links import new_incarnation
 
@@ -109,17 +108,3 @@ class Registry:
                     " ORDER BY link_id, key_bits"
                 )
             )
-
-    def epochs(self) -> list[tuple[int, EpochState, str]]:
-        """Every epoch with its state and check value."""
-        with self._database.read() as connection:
-            rows = connection.execute("SELECT epoch, state, check_value FROM epoch ORDER BY epoch").fetchall()
-            return [(epoch, EpochState(state), value) for epoch, state, value in rows]
-
-    def admit_epoch(self, epoch: int, check_value: str, entry: Entry) -> None:
-        """Record a master key that a ceremony made, as the active epoch."""
-        with self._database.write() as transaction:
-            transaction.execute(
-                "INSERT INTO epoch VALUES (?, ?, ?)", (epoch, EpochState.ACTIVE.value, check_value)
-            )
-            transaction.append(entry.knowing(epoch=epoch, check_value=check_value))
