@@ -48,11 +48,16 @@ def of_machine(machine: Machine, plan: Plan, plan_file: Path) -> Iterator[str]:
         yield f"the clock says {now}, and the plan was written later than that"
 
 
-def of_files(plan: Plan) -> Iterator[str]:
-    """Outputs that exist already, or cannot be written. A transcript that was begun is gone on with."""
-    directory = plan.transcript.parent
-    if not directory.is_dir() or not os.access(directory, os.W_OK):
-        yield f"the transcript cannot be written: {directory} is no directory, or not writable"
+def of_files(plan: Plan, done: int) -> Iterator[str]:
+    """Outputs that exist already or cannot be written, inputs that cannot be read; ``done`` steps were done before."""
+    for path in (plan.transcript, *(path for step in plan.step[done:] for path in step.writes())):
+        if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+            yield f"{path} cannot be written: {path.parent} is no directory, or not writable"
+        elif path.exists() and path != plan.transcript:  # a transcript that was begun is gone on with
+            yield f"{path} exists: nothing is overwritten, name another file"
+    for path in (*plan.absent.values(), *(path for step in plan.step[done:] for path in step.reads())):
+        if not os.access(path, os.R_OK):
+            yield f"{path} cannot be read"
 
 
 def of_token(plan: Plan, *, begun: bool) -> Iterator[str]:
@@ -84,7 +89,7 @@ def of_objects(plan: Plan, present: frozenset[str], done: int, begun: int | None
         yield f"the transcript says that {label} was made, and the token does not have it"
     for number, step in enumerate(plan.step[done:], start=done + 1):
         for label in step.needs():
-            if label not in present:
+            if label not in present and number != begun:
                 yield f"step {number} ({step.do}) needs {label}, which the token does not have"
         for label in step.makes():
             if label in present and number != begun:

@@ -16,7 +16,7 @@ from typing import Any
 from hsmkme import __version__
 from hsmkme.ceremony import checks, verifying
 from hsmkme.ceremony.hands import TokenHands
-from hsmkme.ceremony.people import People, Record
+from hsmkme.ceremony.people import Record
 from hsmkme.ceremony.plan import Plan, Written
 from hsmkme.ceremony.signing import signature_of
 from hsmkme.ceremony.step import Room, Step
@@ -30,10 +30,11 @@ from hsmkme.words import spoken
 class Ceremony:
     """One ceremony by the plan ``written``, recorded in ``transcript``."""
 
-    def __init__(self, written: Written, people: People, hands: TokenHands, transcript: Transcript) -> None:
+    def __init__(self, written: Written, room: Room, hands: TokenHands, transcript: Transcript) -> None:
         self._written = written
         self._plan = written.plan
-        self._people = people
+        self._room = room
+        self._people = room.people
         self._hands = hands
         self._transcript = transcript
 
@@ -42,14 +43,16 @@ class Ceremony:
 
         Raises `CeremonyAborted` if people stop, and what the token refuses; the transcript has it by then.
         """
-        room = Room(self._people, self._hands, self._plan.token.label)
         with self._recorded():
             self._open(remarks)
             if self._transcript.digest is None:
                 self._require_objects()
-                carry_out(self._plan, room, self._transcript.record, self._transcript.done, self._transcript.begun)
+                self._carry_out()
                 self._transcript.record("end", self._last_facts())
             return self._close()
+
+    def _carry_out(self) -> None:
+        carry_out(self._plan, self._room, self._transcript.record, self._transcript.done, self._transcript.begun)
 
     @contextmanager
     def _recorded(self) -> Iterator[None]:
@@ -89,7 +92,7 @@ class Ceremony:
             self._transcript.record("resumed", {"done": self._transcript.done, "token": facts["token"]})
         else:
             self._transcript.record("begin", facts)
-        for person in self._plan.person:
+        for person in self._plan.present:
             self._people.confirm(person.id, f"{person.id} is here")
 
     def _require_same_plan(self) -> None:

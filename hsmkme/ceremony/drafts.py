@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from importlib import resources
+from pathlib import Path
 from string import Template
 from typing import Final
 
@@ -17,8 +18,15 @@ from hsmkme.hsm.profiles import TokenAddress
 from hsmkme.model import Clock
 
 VALID: Final = timedelta(hours=24)
-_ABOUT: Final = {"link-key": "a link", "transport-key": "a device"}
-_NEW: Final = ("first", "initialise")
+_ABOUT: Final = {
+    "link-key": "a link",
+    "transport-key": "a device",
+    "restore": "a backup file",
+    "rotate": "an epoch: the next one",
+    "destroy-epoch": "an epoch",
+}
+_NEW: Final = ("first", "first-with-backup", "initialise", "restore")
+_STEM_LENGTH: Final = 55
 _PLANS: Final = resources.files("hsmkme.ceremony") / "plans"
 
 
@@ -29,10 +37,11 @@ def kinds() -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What a ceremony is about: a link and the KME at its other end, or a device."""
+    """What a ceremony is about: a link and the KME at its other end, a device, a file, an epoch; and of which KME."""
 
     name: str = ""
     other_end: str = ""
+    config: Path = Path("hsmkme.toml")
 
 
 def draft(kind: str, address: TokenAddress, subject: Subject, clock: Clock) -> str:
@@ -40,7 +49,8 @@ def draft(kind: str, address: TokenAddress, subject: Subject, clock: Clock) -> s
     if kind in _ABOUT and not subject.name:
         raise ConfigRefused([f"{kind} is about {_ABOUT[kind]}: name it with --about"])
     now = datetime.fromtimestamp(clock(), UTC).replace(microsecond=0)
-    stem = "-".join(filter(None, (kind, subject.name, address.label, f"{now:%Y%m%d}")))
+    about = "" if kind == "restore" else subject.name  # a path is no name
+    stem = "-".join(filter(None, (kind, about, address.label)))[:_STEM_LENGTH] + f"-{now:%Y%m%d}"
     return Template((_PLANS / f"{kind}.toml").read_text(encoding="utf-8")).substitute(
         name=stem,
         begins=now.isoformat(),
@@ -48,6 +58,7 @@ def draft(kind: str, address: TokenAddress, subject: Subject, clock: Clock) -> s
         token=_token(address, known={} if kind in _NEW else initialising.describe_token(address)),
         about=subject.name,
         other_end=subject.other_end or subject.name,
+        config=subject.config.resolve(),
     )
 
 

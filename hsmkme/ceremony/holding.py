@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol, TypeVar
 
 from hsmkme.ceremony import checks, verifying
 from hsmkme.ceremony.checks import Machine
 from hsmkme.ceremony.conduct import Ceremony, carry_out
-from hsmkme.ceremony.hands import DryHands, TokenHands
+from hsmkme.ceremony.hands import DryHands, Login, TokenHands
 from hsmkme.ceremony.people import Desk, People
 from hsmkme.ceremony.plan import Plan, Written
 from hsmkme.ceremony.prompts import DryDesk
-from hsmkme.ceremony.step import Room
+from hsmkme.ceremony.step import Epochs, Room
 from hsmkme.ceremony.transcript import Told, Transcript, read
 from hsmkme.errors import ConfigRefused, OperatorFault
 from hsmkme.hsm import initialising
 from hsmkme.hsm.module import digest_of
 from hsmkme.hsm.officer import Officer
-from hsmkme.hsm.profiles import load_profile
+from hsmkme.hsm.profiles import TokenAddress, load_profile
+from hsmkme.hsm.session import PinSource
 from hsmkme.model import Clock
 
 Say = Callable[[str], None]
+Result = TypeVar("Result")
 
 REHEARSAL_PROFILE: Final = "softhsm-2.6"
 REHEARSAL_LABEL: Final = "test-rehearsal"
@@ -59,7 +61,7 @@ def examined(written: Written, plan_file: Path, machine: Machine) -> Findings:
     """Everything that shows itself before anybody logs in."""
     plan, told = written.plan, read(written.plan.transcript)
     of_machine = [*checks.of_machine(machine, plan, plan_file)]
-    wrong = [*checks.of_files(plan), *_of_transcript(told), *checks.of_token(plan, begun=bool(told.lines))]
+    wrong = [*checks.of_files(plan, told.done), *_of_transcript(told), *checks.of_token(plan, begun=bool(told.lines))]
     return Findings(wrong, of_machine) if plan.token.is_test else Findings([*of_machine, *wrong], [])
 
 
@@ -79,22 +81,30 @@ def of_objects(plan: Plan, desk: Desk) -> list[str]:
     return [*checks.of_objects(plan, _present(plan, told, desk), told.done, told.begun)]
 
 
-def hold(written: Written, desk: Desk, clock: Clock, remarks: list[str]) -> bytes:
+class Keeper(Protocol):
+    """Who keeps the store that steps about epochs change."""
+
+    def open(self, address: TokenAddress, login: Login) -> Epochs:
+        """The epochs of the KME at this token."""
+
+    def prepare(self, address: TokenAddress, pin: str, active: int) -> None:
+        """For a rehearsal: a new store, with ``active`` as the active epoch of a token that has ``master/1``."""
+
+
+def hold(written: Written, desk: Desk, clock: Clock, keeper: Keeper, remarks: Sequence[str] = ()) -> bytes:
     """Hold a ceremony in which nothing was found wrong, or go on with it; returns the digest of its transcript."""
     plan = written.plan
     transcript = Transcript(plan.transcript, clock)
     people = People(desk, transcript.record)
     hands = TokenHands(plan.token.address, partial(log_in, plan, people), again=bool(transcript.lines))
-    return Ceremony(written, people, hands, transcript).hold(remarks)
+    epochs = keeper.open(plan.token.address, hands.logged_out)
+    room = Room(people, hands, hands, epochs, plan.token.label, plan.absent)
+    return Ceremony(written, room, hands, transcript).hold(remarks)
 
 
-def log_in(plan: Plan, people: People, *, writable: bool = True) -> Officer:
-    """The operator's login."""
-
-    def use(pin: str) -> Officer:
-        return Officer(plan.token.address, lambda: pin, writable=writable)
-
-    return people.secret(plan.holders["operator"], "the user PIN", use)
+def log_in(plan: Plan, people: People, use: Callable[[PinSource], Result]) -> Result:
+    """The operator's PIN, for ``use``."""
+    return people.secret(plan.holders["operator"], "the user PIN", lambda pin: use(lambda: pin))
 
 
 def run_dry(written: Written, desk: Desk) -> list[str]:
@@ -106,7 +116,8 @@ def run_dry(written: Written, desk: Desk) -> list[str]:
     desk.say(f"{plan.ceremony}: {plan.purpose}. Dry run: nothing is changed.")
     for person in plan.person:
         desk.say(f"{person.id} is {person.role}{', and signs' if person.key else ''}")
-    carry_out(plan, Room(people, hands, plan.token.label), partial(_say_line, desk.say), told.done)
+    room = Room(people, hands, hands, hands, plan.token.label, plan.absent)
+    carry_out(plan, room, partial(_say_line, desk.say), told.done)
     desk.say(f"\nAfterwards the token holds: {', '.join(hands.labels()) or 'nothing'}.")
     return [*checks.of_objects(plan, present, told.done, told.begun)]
 
@@ -121,14 +132,15 @@ def _present(plan: Plan, told: Told, desk: Desk) -> frozenset[str]:
         return frozenset()
     if plan.initialises and not told.lines:
         return frozenset()
-    officer = log_in(plan, People(desk, lambda _what, _facts: None), writable=False)
+    people = People(desk, lambda _what, _facts: None)
+    officer = log_in(plan, people, lambda pin: Officer(plan.token.address, pin, writable=False))
     try:
         return frozenset(officer.labels())
     finally:
         officer.close()
 
 
-def rehearse(written: Written, directory: Path, desk: Desk, clock: Clock) -> bytes:
+def rehearse(written: Written, directory: Path, desk: Desk, clock: Clock, keeper: Keeper) -> bytes:
     """Hold the same ceremony on a new SoftHSM token in ``directory``, with a transcript beside it."""
     if any(directory.iterdir()):
         raise OperatorFault(f"{directory} is not empty: a rehearsal begins with nothing")
@@ -138,8 +150,10 @@ def rehearse(written: Written, directory: Path, desk: Desk, clock: Clock) -> byt
     plan = _on_new_token(written.plan, directory, conf)
     if not plan.initialises:
         _prepare(plan)
+        if plan.active_before is not None:
+            keeper.prepare(plan.token.address, REHEARSAL_PINS[1], plan.active_before)
         desk.say(f"In this rehearsal the SO PIN is {REHEARSAL_PINS[0]} and the user PIN {REHEARSAL_PINS[1]}.")
-    return hold(Written(plan, written.text), desk, clock, ["a rehearsal"])
+    return hold(Written(plan, written.text), desk, clock, keeper, ["a rehearsal"])
 
 
 def _on_new_token(plan: Plan, directory: Path, conf: Path) -> Plan:
@@ -147,16 +161,17 @@ def _on_new_token(plan: Plan, directory: Path, conf: Path) -> Plan:
     library = Path(load_profile(REHEARSAL_PROFILE).module)
     changes = {"profile": REHEARSAL_PROFILE, "module": library, "module_sha256": digest_of(library)}
     token = {**changes, "label": REHEARSAL_LABEL, "serial": None, "softhsm_conf": conf}
-    other = plan.token.model_copy(update=token)
-    return plan.model_copy(update={"token": other, "transcript": directory / "transcript.jsonl"})
+    steps = [step.rehearsed_in(directory) for step in plan.step]
+    other = {"token": plan.token.model_copy(update=token), "transcript": directory / "transcript.jsonl"}
+    return plan.model_copy(update={**other, "step": steps})
 
 
 def _prepare(plan: Plan) -> None:
     """A token with what a KME has, but for what the plan makes."""
     made = {label for step in plan.step for label in step.makes()}
     initialising.initialise_token(plan.token.address, *REHEARSAL_PINS)
-    hands = TokenHands(plan.token.address, lambda: Officer(plan.token.address, lambda: REHEARSAL_PINS[1]), again=False)
+    hands = TokenHands(plan.token.address, lambda use: use(lambda: REHEARSAL_PINS[1]), again=False)
     for label in _ALL_KEYS:
         if label not in made:
-            hands.make(label)
+            hands.make(label, backed=True)
     hands.close()

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final, Protocol, TypeVar
 
-from hsmkme.errors import CeremonyAborted, OperatorFault, PinRefused
+from hsmkme.errors import CeremonyAborted, OperatorFault, PinRefused, ShareRefused
 from hsmkme.hsm.components import component
 from hsmkme.model import KeyMaterial
 from hsmkme.words import spoken
@@ -71,14 +71,15 @@ class People:
         self._expect(person, Prompt(f"{person}.check-value-of-{of}", text, right=value))
         self._record("compared", {"by": person, "of": of, "with": other, "value": value})
 
-    def secret(self, person: str, what: str, use: Callable[[str], Result]) -> Result:
-        """Ask ``person`` for a PIN or passphrase until ``use`` takes it."""
-        prompt = Prompt(f"{person}.{_key(what)}", f"{person}, enter {what}", hidden=True)
+    def secret(self, person: str, what: str, use: Callable[[str], Result], *, shown: str | None = None) -> Result:
+        """Ask ``person`` for a PIN, a passphrase or a share until ``use`` takes it; ``shown``: they just saw it."""
+        text = f"{person}, enter {what}"
+        prompt = Prompt(f"{person}.{_key(what)}", text, hidden=True, right=shown, shown=shown is not None)
 
         def attempt() -> Result:
             try:
                 return use(self._ask(prompt))
-            except PinRefused as refusal:
+            except (PinRefused, ShareRefused) as refusal:
                 raise _WrongError(str(refusal)) from refusal
 
         return self._again(person, what, attempt)

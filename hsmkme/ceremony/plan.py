@@ -70,6 +70,8 @@ class Person(Table):
     id: Name
     role: Literal["security-officer", "operator", "custodian", "witness"]
     key: Annotated[str, AfterValidator(_ed25519)] | None = None
+    envelope_key: FilePath | None = None
+    """Of a custodian who is not there: the public key, made by `hsmkme custodian key`, to which a share is sealed."""
 
 
 class Plan(Table):
@@ -81,6 +83,7 @@ class Plan(Table):
     begins: AwareDatetime
     ends: AwareDatetime
     transcript: FilePath
+    config: FilePath | None = None
     token: TokenTable
     person: Annotated[list[Person], Field(min_length=2)]
     step: Annotated[list[AnyStep], Field(min_length=1)]
@@ -89,6 +92,21 @@ class Plan(Table):
     def holders(self) -> dict[Role, str]:
         """The security officer and the operator, as far as there are."""
         return {person.role: person.id for person in self.person if person.role in ("security-officer", "operator")}
+
+    @property
+    def present(self) -> list[Person]:
+        """Who is in the room."""
+        return [person for person in self.person if person.envelope_key is None]
+
+    @property
+    def absent(self) -> dict[str, Path]:
+        """Who is not, and the key that an envelope for them is sealed to."""
+        return {person.id: person.envelope_key for person in self.person if person.envelope_key is not None}
+
+    @property
+    def active_before(self) -> int | None:
+        """The epoch that is active before the first step that changes epochs; None if no step does."""
+        return next((step.active_before() for step in self.step if step.active_before() is not None), None)
 
     @property
     def logs_in(self) -> bool:
@@ -166,6 +184,8 @@ def _misfits(plan: Plan) -> Iterator[tuple[Location, str]]:
         yield ["token", "serial"], "is missing: a token that exists is named by its serial number"
     if any(step.logs_in for step in plan.step) and "operator" not in plan.holders:
         yield ["person"], "nobody is operator, and the steps need a login"
+    if plan.config is None and plan.active_before is not None:
+        yield ["config"], "is missing: the steps change the store that it names"
     yield from _order(plan)
 
 

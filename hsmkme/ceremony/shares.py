@@ -143,6 +143,10 @@ class Gathering:
         """Which shares were taken, in their order."""
         return sorted(self._held)
 
+    def take(self, text: str) -> None:
+        """`add` a share as it was typed or scanned."""
+        self.add(read_share(text))
+
     def add(self, share: Share) -> None:
         """Take one share; raises `ShareRefused`, and what was taken before stays."""
         public, name = self._public, f"share {share.index}"

@@ -6,12 +6,15 @@ The kinds are in `kinds`; each is one class that a plan writes down as a ``[[ste
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, Protocol
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Protocol, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from hsmkme.ceremony.backups import Asked, Backup
 from hsmkme.ceremony.people import People
+from hsmkme.ceremony.shares import Gathering, Share
 from hsmkme.config import Name
 from hsmkme.hsm.officer import Evidence
 from hsmkme.model import KeyMaterial
@@ -32,8 +35,8 @@ class Hands(Protocol):
     def initialise(self, so_pin: str, user_pin: str) -> Evidence:
         """Initialise the token and set both PINs; one that an interrupted ceremony began is initialised again."""
 
-    def make(self, label: str) -> Evidence:
-        """Generate an object inside the token."""
+    def make(self, label: str, *, backed: bool) -> Evidence:
+        """Generate an object inside the token; a master key that is ``backed`` can be backed up."""
 
     def bring(self, label: str, components: Sequence[KeyMaterial]) -> Evidence:
         """Create an object of components that were carried here."""
@@ -54,13 +57,48 @@ class Hands(Protocol):
         """Which token this is."""
 
 
+class Backups(Protocol):
+    """What a ceremony does about backups of master keys."""
+
+    def prove_pin(self, role: Role, pin: str) -> str:
+        """The PIN itself, if it is the one of this role; raises `PinRefused`."""
+
+    def back_up(self, asked: Asked, so_pin: str, user_pin: str) -> tuple[Backup, tuple[Share, ...]]:
+        """Wrap a master key under a new key that exists as shares from here on."""
+
+    def keep(self, path: Path, backup: Backup) -> None:
+        """Write the backup file."""
+
+    def gathering(self, backup: Backup) -> Gathering:
+        """Begin to gather its shares."""
+
+    def restore(self, backup: Backup, gathering: Gathering) -> Evidence:
+        """Bring the master key back by the shares that were gathered."""
+
+
+class Epochs(Protocol):
+    """What a ceremony does to the epochs of a KME: to its token and its store together."""
+
+    def rotate(self, epoch: int, because: str) -> Evidence:
+        """Let ``epoch`` be the active one; nothing is done if it is."""
+
+    def end(self, epoch: int) -> Evidence:
+        """Move what is under ``epoch`` to the active one, destroy its master key, prove it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Room:
-    """Where a step is done: the people, the hands, and the label of the token."""
+    """Where a step is done: the people, the hands, and the label of the token.
+
+    ``absent``: custodians who are not there, and the public key to which their share is sealed.
+    """
 
     people: People
     hands: Hands
+    backups: Backups
+    epochs: Epochs
     label: str
+    absent: Mapping[str, Path] = field(default_factory=dict)
 
 
 class Step(Table):
@@ -99,6 +137,22 @@ class Step(Table):
     def after(self, present: frozenset[str]) -> frozenset[str]:
         """What is on the token afterwards if ``present`` was before."""
         return (frozenset() if self.empties else present) | frozenset(self.makes())
+
+    def writes(self) -> list[Path]:
+        """Files that it makes, absent before."""
+        return []
+
+    def reads(self) -> list[Path]:
+        """Files that it needs."""
+        return []
+
+    def rehearsed_in(self, directory: Path) -> Self:  # noqa: ARG002
+        """The same step with files of its own in ``directory``; raises `OperatorFault` if it cannot be rehearsed."""
+        return self
+
+    def active_before(self) -> int | None:
+        """The epoch that is active before it, if it changes the epochs of a KME and so its store too."""
+        return None
 
     def act(self, room: Room) -> Evidence:
         """Do it."""

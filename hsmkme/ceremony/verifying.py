@@ -30,6 +30,7 @@ Line = dict[str, Any]
 GENERATED = {"LOCAL": True, "NEVER_EXTRACTABLE": True, "ALWAYS_SENSITIVE": True}
 KEPT = {"EXTRACTABLE": False, "MODIFIABLE": False, "COPYABLE": False}
 SIGNED = b"hsmkme/transcript-signature/1"
+MADE_TO_LEAVE = {"LOCAL": True, "ALWAYS_SENSITIVE": True, "MODIFIABLE": False, "COPYABLE": False}
 _REMARKS = frozenset({"confirmed", "compared", "wrong-input", "abort", "failed", "resumed", "removed"})
 
 
@@ -149,7 +150,7 @@ class _Reading:
         step, evidence = self._steps[self._done], facts.get("evidence", {})
         due = dict(step.get("expect", {}))
         if step["do"] == "make" and step["object"] != "anchor":
-            due |= GENERATED | KEPT
+            due |= MADE_TO_LEAVE if step.get("backup") else GENERATED | KEPT
         if step["do"] == "bring":
             due |= KEPT
         if "object" in step:

@@ -13,12 +13,14 @@ from typing import Final
 import click
 
 from hsmkme import bootstrap
+from hsmkme import config as configuration
 from hsmkme.ceremony import checks, document, drafts, holding, plan, verifying
 from hsmkme.ceremony.people import Desk
 from hsmkme.ceremony.plan import Written
 from hsmkme.ceremony.prompts import AnswersDesk, read_answers
 from hsmkme.cli.desk import Terminal
-from hsmkme.cli.shared import JSON_OPTION, load_config, with_config
+from hsmkme.cli.keeping import StoreKeeper
+from hsmkme.cli.shared import JSON_OPTION, config_path, load_config, with_config
 from hsmkme.errors import OperatorFault
 from hsmkme.hsm import TokenAddress, load_profile
 from hsmkme.words import spoken
@@ -36,7 +38,7 @@ def ceremony() -> None:
 @ceremony.command("new")
 @click.argument("kind", type=click.Choice(drafts.kinds()))
 @PLAN
-@click.option("--about", default="", help="The link or device that it is about.")
+@click.option("--about", default="", help="The link, device, epoch or backup file that it is about.")
 @click.option("--other-end", default="", help="The KME at the other end of the link.")
 @click.option("--label", help="The token's label, if there is no configuration to take the token from.")
 @click.option("--softhsm-conf", type=_FILE, help="What SoftHSM reads as SOFTHSM2_CONF, with --label.")
@@ -49,7 +51,7 @@ def new(kind: str, plan_file: Path, label: str | None, softhsm_conf: Path | None
     else:
         profile = load_profile("softhsm-2.6")
         address = TokenAddress(profile, Path(profile.module), label, softhsm_conf=softhsm_conf)
-    about = drafts.Subject(subject["about"], subject["other_end"])
+    about = drafts.Subject(subject["about"], subject["other_end"], config_path(config))
     _write_new(plan_file, drafts.draft(kind, address, about, time.time).encode())
     click.echo(f"{plan_file}: complete it, then `hsmkme ceremony check {plan_file}`")
 
@@ -89,7 +91,7 @@ def run(plan_file: Path, answers: Path | None, dry_run: bool) -> None:
         _tell(wrong, found.remarks)
         sys.exit(1 if wrong else 0)
     found.raise_wrong()
-    digest = holding.hold(written, desk, time.time, found.remarks)
+    digest = holding.hold(written, desk, time.time, _keeper(written), found.remarks)
     _tell_digest(written.plan.transcript, digest)
 
 
@@ -105,7 +107,8 @@ def rehearse(plan_file: Path, answers: Path | None, directory: Path | None) -> N
     home = Path(tempfile.mkdtemp(prefix="hsmkme-rehearsal-")) if directory is None else directory.resolve()
     home.mkdir(parents=True, exist_ok=True)
     desk = AnswersDesk(read_answers(answers), click.echo) if answers else Terminal()
-    _tell_digest(home / "transcript.jsonl", holding.rehearse(written, home, desk, time.time))
+    keeper = StoreKeeper(home / "store.sqlite")
+    _tell_digest(home / "transcript.jsonl", holding.rehearse(written, home, desk, time.time, keeper))
 
 
 @ceremony.command("verify")
@@ -168,6 +171,12 @@ def _report(written: Written, lines: list[str], audit_key: Path | None) -> verif
     if report.plan_sha256 != written.digest:
         raise verifying.BrokenError(1, "it is of another plan than this")
     return report
+
+
+def _keeper(written: Written) -> StoreKeeper:
+    """Of the store that the plan's configuration names."""
+    path = written.plan.config
+    return StoreKeeper(None if path is None else configuration.load(path).store)
 
 
 def _desk(written: Written, answers: Path | None, *, quiet: bool = False) -> Desk:

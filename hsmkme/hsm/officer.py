@@ -207,13 +207,15 @@ class Officer:
         return {"label": label, **{kind.name: _plain(shown[kind]) for kind in _SHOWN}}
 
 
-def expected(label: str) -> Evidence:
+def expected(label: str, *, backed: bool = False) -> Evidence:
     """What a token will say of the object ``label`` if it is made as it must be; nothing of a check value."""
     brought = label.startswith(("link/", "transport/"))
     template = _TEMPLATES.get(label.partition("/")[0])
     if template is None:
         return {"label": label}
     said = {**template, **(templates.BROUGHT_HERE if brought else templates.MADE_HERE)}
+    if backed:
+        said = {**templates.BACKED_MASTER, **templates.MADE_TO_LEAVE}
     return {"label": label, **{kind.name: _plain(said[kind]) for kind in _SHOWN}}
 
 

@@ -30,9 +30,9 @@ class Ceremonies:
             transaction.append(entry.knowing(**facts, made=dict(note.made)))
             value = note.made.get(FIRST_MASTER)
             first = transaction.execute(
-                "INSERT INTO epoch (epoch, state, check_value) SELECT 1, ?, ? WHERE ? NOT NULL"
+                "INSERT INTO epoch (epoch, state, check_value, since) SELECT 1, ?, ?, ? WHERE ? NOT NULL"
                 " AND NOT EXISTS (SELECT 1 FROM epoch)",
-                (EpochState.ACTIVE.value, value, value),
+                (EpochState.ACTIVE.value, value, transaction.now(), value),
             )
             if first.rowcount:
                 transaction.append(Entry("epoch.activate", "ceremony", {**facts, "epoch": 1, "check_value": value}))

@@ -33,6 +33,10 @@ class Hall:
         return self.home / "softhsm2.conf"
 
     @property
+    def config(self) -> Path:
+        return self.home / "hsmkme.toml"
+
+    @property
     def address(self) -> TokenAddress:
         return TokenAddress(PROFILE, Path(PROFILE.module), LABEL, softhsm_conf=self.conf)
 
@@ -55,8 +59,9 @@ class Hall:
         """A plan as `ceremony new` writes it, with each old text of ``changes`` replaced by the new one."""
         path = self.home / f"{kind}.toml"
         path.unlink(missing_ok=True)
+        token = ["--label", LABEL, "--softhsm-conf", self.conf, "--config", self.config]
         options = ["--about", about, "--other-end", "far-end"] if about else []
-        done = hsmkme("ceremony", "new", kind, path, "--label", LABEL, "--softhsm-conf", self.conf, *options)
+        done = hsmkme("ceremony", "new", kind, path, *token, *options)
         assert done.status == 0, done.err
         text = path.read_text()
         for old, new in changes:

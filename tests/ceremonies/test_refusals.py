@@ -148,7 +148,7 @@ def test_a_transcript_that_was_altered_is_not_gone_on_with(hall: Hall) -> None:
 def test_a_transcript_that_cannot_be_written_is_named(hall: Hall) -> None:
     path = hall.plan("audit-key")
     path.write_text(re.sub('transcript = "', 'transcript = "nowhere/', path.read_text()))
-    refused(hall, path, "is no directory, or not writable")
+    refused(hall, path, "nowhere is no directory, or not writable")
 
 
 def test_a_key_that_is_not_as_the_plan_expects_is_destroyed(hall: Hall) -> None:

@@ -38,14 +38,15 @@ class Make(Step):
 
     do: Literal["make"]
     object: Annotated[str, Field(pattern=r"^(master/[1-9][0-9]{0,8}|digest|audit|anchor)$")]
+    backup: bool = False
 
     def makes(self) -> list[str]:
         """See `Step`."""
         return [self.object]
 
     def act(self, room: Room) -> Evidence:
-        """Generated, read back, compared with its template."""
-        return room.hands.make(self.object)
+        """Generated, read back, compared with its template. One that shall have a backup is made for that."""
+        return room.hands.make(self.object, backed=self.backup)
 
 
 class Bring(Step):
