@@ -150,7 +150,8 @@ class DryHands:
     def make(self, label: str, *, backed: bool) -> Evidence:
         """See `Hands`."""
         self._present.add(label)
-        return {**expected(label, backed=backed), **({"check_value": UNKNOWN} if label.startswith("master/") else {})}
+        value = {"check_value": UNKNOWN} if label.startswith("master/") else {}
+        return {**expected(label, "backed" if backed else ""), **value}
 
     def bring(self, label: str, components: Sequence[KeyMaterial]) -> Evidence:  # noqa: ARG002
         """See `Hands`."""
@@ -194,8 +195,9 @@ class DryHands:
 
     def restore(self, backup: Backup, gathering: Gathering) -> Evidence:  # noqa: ARG002
         """See `Backups`."""
-        self._present.add(f"master/{backup.master.epoch}")
-        return {"label": f"master/{backup.master.epoch}", "check_value": backup.master.check_value}
+        label = f"master/{backup.master.epoch}"
+        self._present.add(label)
+        return {**expected(label, "restored"), "check_value": backup.master.check_value}
 
     def rotate(self, epoch: int, because: str) -> Evidence:
         """See `Epochs`."""

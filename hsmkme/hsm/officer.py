@@ -207,24 +207,26 @@ class Officer:
         return {"label": label, **{kind.name: _plain(shown[kind]) for kind in _SHOWN}}
 
 
-def expected(label: str, *, backed: bool = False) -> Evidence:
-    """What a token will say of the object ``label`` if it is made as it must be; nothing of a check value."""
-    brought = label.startswith(("link/", "transport/"))
-    template = _TEMPLATES.get(label.partition("/")[0])
-    if template is None:
+def expected(label: str, kind: str = "") -> Evidence:
+    """What a token will say of the object ``label`` if it is made as it must be; nothing of a check value.
+
+    ``kind``: a master key that is to be ``backed`` up, or is ``restored``.
+    """
+    form = _FORMS.get(kind or label.partition("/")[0])
+    if form is None:
         return {"label": label}
-    said = {**template, **(templates.BROUGHT_HERE if brought else templates.MADE_HERE)}
-    if backed:
-        said = {**templates.BACKED_MASTER, **templates.MADE_TO_LEAVE}
-    return {"label": label, **{kind.name: _plain(said[kind]) for kind in _SHOWN}}
+    said = {**form[0], **form[1]}
+    return {"label": label, **{shown.name: _plain(said[shown]) for shown in _SHOWN}}
 
 
-_TEMPLATES: Final = {
-    "master": templates.MASTER,
-    "digest": templates.DIGEST,
-    "audit": templates.AUDIT_PRIVATE,
-    "link": templates.LINK,
-    "transport": templates.TRANSPORT,
+_FORMS: Final = {
+    "master": (templates.MASTER, templates.MADE_HERE),
+    "backed": (templates.BACKED_MASTER, templates.MADE_TO_LEAVE),
+    "restored": (templates.BACKED_MASTER, templates.BROUGHT_HERE),
+    "digest": (templates.DIGEST, templates.MADE_HERE),
+    "audit": (templates.AUDIT_PRIVATE, templates.MADE_HERE),
+    "link": (templates.LINK, templates.BROUGHT_HERE),
+    "transport": (templates.TRANSPORT, templates.BROUGHT_HERE),
 }
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.ceremonies.halls import LABEL, Hall
+from tests.ceremonies.halls import LABEL, Backed, Hall, shares_of
 from tests.tokens import made_token
 
 
@@ -30,3 +30,20 @@ def empty(tmp_path: Path) -> Hall:
     home = tmp_path / "empty"
     home.mkdir()
     return Hall(home).prepare()
+
+
+@pytest.fixture(scope="session")
+def backed(tmp_path_factory: pytest.TempPathFactory) -> Backed:
+    """Made once; who holds ceremonies on it takes a copy."""
+    hall = Hall(tmp_path_factory.mktemp("backed")).prepare()
+    plan = hall.plan("first-with-backup")
+    done = hall.run(plan)
+    assert done.status == 0, done.err
+    return hall, plan, shares_of(done.out)
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> Hall:
+    """An empty one to take copies of."""
+    (tmp_path / "bare" / "tokens").mkdir(parents=True)
+    return Hall(tmp_path / "bare").prepare()

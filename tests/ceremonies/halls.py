@@ -106,6 +106,27 @@ class Hall:
         return len(list((self.home / "tokens").iterdir()))
 
 
+CUSTODIANS = ("custodian-1", "custodian-2", "custodian-3")
+Backed = tuple[Hall, Path, dict[str, str]]
+"""A hall whose master key has a backup, the plan by which that was made, and the words of each custodian's share."""
+
+
+def shares_of(said: str) -> dict[str, str]:
+    """The words that each custodian saw."""
+    found = {}
+    for custodian in CUSTODIANS:
+        shown = said.partition(f"> {custodian} alone sees the screen\n")[2].partition(f"\n{custodian}, type")[0]
+        found[custodian] = " ".join(shown.split())
+        assert len(found[custodian].split()) == 42
+    return found
+
+
+def backup_of(hall: Hall) -> Path:
+    """The backup file that a ceremony left in a hall."""
+    (path,) = hall.home.glob("*.backup.json")
+    return path
+
+
 def _write_labels(address: TokenAddress, pin: str, path: Path) -> None:
     officer = Officer(address, lambda: pin, writable=False)
     path.write_text(json.dumps(officer.labels()))

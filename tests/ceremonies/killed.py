@@ -9,18 +9,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from hsmkme.ceremony import hands
 from hsmkme.ceremony.transcript import Transcript
 from hsmkme.hsm import initialising, templates
 from hsmkme.hsm.cryptoki import Cryptoki
+from hsmkme.hsm.masters import MasterKeys
 from hsmkme.hsm.officer import Officer
+from hsmkme.store.epochs import Epochs
 
 DURABLE = [
     (Cryptoki, "init_token"),
     (initialising, "_set_user_pin"),
     (initialising, "change_pin"),
+    *((hands, name) for name in ("make_backup", "write_backup", "restore_backup")),
     (templates, "verify_object"),  # an object was made, and nobody looked at it yet
     *((Officer, name) for name in ("make_master", "make_digest_key", "make_audit_key", "make_anchor", "_brought")),
     *((Officer, name) for name in ("destroy", "note", "sign")),
+    *((MasterKeys, name) for name in ("make", "destroy", "prove_destroyed")),
+    *((Epochs, name) for name in ("prepare", "activate", "rewrapped", "destroy", "prove")),
 ]
 LINES = ("begin", "step", "done", "removed", "end", "signature")
 

@@ -10,40 +10,13 @@ from pathlib import Path
 import pytest
 
 from hsmkme.hsm import Token, TokenAddress
-from tests.ceremonies.halls import Hall, lines_of, told, transcript_of
+from tests.ceremonies.halls import CUSTODIANS, Backed, Hall, backup_of, lines_of, shares_of, told, transcript_of
 from tests.ceremonies.test_kinds import ALL, proved
 from tests.processes import apart, hsmkme
 from tests.tokens import PIN
 
-CUSTODIANS = ("custodian-1", "custodian-2", "custodian-3")
 
-
-def shares_of(said: str) -> dict[str, str]:
-    """The words that each custodian saw."""
-    found = {}
-    for custodian in CUSTODIANS:
-        shown = said.partition(f"> {custodian} alone sees the screen\n")[2].partition(f"\n{custodian}, type")[0]
-        found[custodian] = " ".join(shown.split())
-        assert len(found[custodian].split()) == 42
-    return found
-
-
-@pytest.fixture(scope="module")
-def backed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Hall, Path, dict[str, str]]:
-    """A hall whose master key has a backup, the plan by which it was made, and the shares."""
-    hall = Hall(tmp_path_factory.mktemp("backed")).prepare()
-    plan = hall.plan("first-with-backup")
-    done = hall.run(plan)
-    assert done.status == 0, done.err
-    return hall, plan, shares_of(done.out)
-
-
-def backup_of(hall: Hall) -> Path:
-    (path,) = hall.home.glob("*.backup.json")
-    return path
-
-
-def test_a_backup_is_proved_by_its_transcript_which_has_no_share(backed: tuple[Hall, Path, dict[str, str]]) -> None:
+def test_a_backup_is_proved_by_its_transcript_which_has_no_share(backed: Backed) -> None:
     hall, plan, shares = backed
     assert proved(plan)["signed_by"] == ["token"]
     evidence = told(plan, "done")[-1]["evidence"]
@@ -57,7 +30,7 @@ def test_a_backup_is_proved_by_its_transcript_which_has_no_share(backed: tuple[H
 
 @pytest.mark.parametrize("who", [*itertools.permutations(CUSTODIANS, 2)], ids="-".join)
 def test_any_two_of_three_bring_the_key_back_in_any_order(
-    backed: tuple[Hall, Path, dict[str, str]], empty: Hall, who: tuple[str, str]
+    backed: Backed, empty: Hall, who: tuple[str, str]
 ) -> None:
     hall, plan, shares = backed
     by = ('"custodian-1", "custodian-2"]', f'"{who[0]}", "{who[1]}"]')
@@ -85,7 +58,7 @@ def require_check_value(address: TokenAddress, value: str) -> None:
 
 
 def test_a_wrong_or_repeated_share_is_named_and_another_is_asked_for(
-    backed: tuple[Hall, Path, dict[str, str]], empty: Hall
+    backed: Backed, empty: Hall
 ) -> None:
     hall, _, shares = backed
     first = shares["custodian-1"].split()
@@ -103,7 +76,7 @@ def test_a_wrong_or_repeated_share_is_named_and_another_is_asked_for(
 
 
 def test_fewer_shares_than_are_needed_bring_nothing_back(
-    backed: tuple[Hall, Path, dict[str, str]], empty: Hall
+    backed: Backed, empty: Hall
 ) -> None:
     hall, _, shares = backed
     restore = empty.plan("restore", str(backup_of(hall)))
@@ -113,7 +86,7 @@ def test_fewer_shares_than_are_needed_bring_nothing_back(
     assert lines_of(restore)[-1]["what"] == "abort"
 
 
-def test_a_custodian_types_back_what_is_on_paper(hall: Hall, backed: tuple[Hall, Path, dict[str, str]]) -> None:
+def test_a_custodian_types_back_what_is_on_paper(hall: Hall, backed: Backed) -> None:
     own, _, shares = backed
     other = own.copy(hall.home / "other")
     plan = other.plan("backup")
@@ -133,7 +106,7 @@ def test_a_backup_is_not_made_of_a_key_that_was_made_without(hall: Hall) -> None
     assert list(hall.home.glob("*.backup.json")) == []
 
 
-def test_sheets_are_printed_and_removed(backed: tuple[Hall, Path, dict[str, str]], tmp_path: Path) -> None:
+def test_sheets_are_printed_and_removed(backed: Backed, tmp_path: Path) -> None:
     hall = backed[0].copy(tmp_path / "hall")
     (hall.home / "sheets").mkdir()
     plan = hall.plan("backup", "", ("# sheets = ", "sheets = "))
@@ -144,7 +117,7 @@ def test_sheets_are_printed_and_removed(backed: tuple[Hall, Path, dict[str, str]
 
 
 def test_who_is_not_there_gets_an_envelope_that_only_they_open(
-    backed: tuple[Hall, Path, dict[str, str]], empty: Hall, tmp_path: Path
+    backed: Backed, empty: Hall, tmp_path: Path
 ) -> None:
     hall = backed[0].copy(tmp_path / "hall")
     assert hsmkme("custodian", "key", hall.home / "far.key").status == 0
@@ -160,7 +133,7 @@ def test_who_is_not_there_gets_an_envelope_that_only_they_open(
     assert "Share 3 of 3" in sheet.read_text()
 
 
-def test_a_backup_file_is_never_overwritten(backed: tuple[Hall, Path, dict[str, str]], tmp_path: Path) -> None:
+def test_a_backup_file_is_never_overwritten(backed: Backed, tmp_path: Path) -> None:
     hall = backed[0].copy(tmp_path / "hall")
     plan = hall.plan("backup")
     name = re.findall('^file = "(.*)"', plan.read_text(), re.MULTILINE)[0]
@@ -170,7 +143,7 @@ def test_a_backup_file_is_never_overwritten(backed: tuple[Hall, Path, dict[str, 
     assert (hall.run(plan).status, (hall.home / name).read_text()) == (1, "precious")
 
 
-def test_a_restore_is_not_rehearsed(backed: tuple[Hall, Path, dict[str, str]], empty: Hall, tmp_path: Path) -> None:
+def test_a_restore_is_not_rehearsed(backed: Backed, empty: Hall, tmp_path: Path) -> None:
     restore = empty.plan("restore", str(backup_of(backed[0])))
     done = hsmkme("ceremony", "rehearse", restore, "--directory", tmp_path / "rehearsal")
     assert (done.status, "shares bring no key to a rehearsal" in done.err) == (1, True)

@@ -1,27 +1,36 @@
 """Is what a ceremony does written down, so that a change of it is seen? And does a dry run change nothing?
 
-``goldens/`` has the dry run of every plan that ships. After a change that is meant: look at the difference, then
-``python -m tests.ceremonies.test_dry_runs`` writes them anew.
+``goldens/`` has the dry run of every plan that ships. After a change that is meant run this file with WRITE_GOLDENS=1,
+and look at the difference.
 """
 
 from __future__ import annotations
 
 import itertools
+import os
 import re
-import tempfile
 from pathlib import Path
 
 import pytest
 
+from hsmkme.ceremony.backups import Backup, write_backup
 from hsmkme.ceremony.drafts import kinds
-from tests.ceremonies.halls import LABEL, Hall, shape, transcript_of
+from hsmkme.ceremony.shares import split
+from hsmkme.hsm.backup import WrappedMaster
+from hsmkme.model import KeyMaterial
+from tests.ceremonies.halls import LABEL, Backed, Hall, shape, transcript_of
 from tests.processes import Done, hsmkme
-from tests.tokens import PINS, link_answers, made_token
+from tests.tokens import PINS, link_answers
 
 GOLDENS = Path(__file__).parent / "goldens"
-ABOUT = {"link-key": "paris", "transport-key": "device-1"}
-ON_NOTHING = ("first", "initialise")
-ONLY_INITIALISED = ("audit-key", "first-master")
+ABOUT = {"link-key": "paris", "transport-key": "device-1", "rotate": "2", "destroy-epoch": "1"}
+STARTS = {
+    **dict.fromkeys(("first", "first-with-backup", "initialise", "restore"), "bare"),
+    **dict.fromkeys(("audit-key", "first-master"), "initialised"),
+    "backup": "backed",
+}
+"""Where a ceremony is held; the others on a token that had its first."""
+WRITE = "WRITE_GOLDENS"
 REHEARSAL_PINS = {"op-1.the-user-PIN": "rehearsal-user", "so-1.the-SO-PIN": "rehearsal-so"}
 
 
@@ -45,12 +54,17 @@ def initialised(tmp_path_factory: pytest.TempPathFactory) -> Hall:
 
 def hall_for(kind: str, request: pytest.FixtureRequest, home: Path) -> Hall:
     """One in which a ceremony of this kind can be held."""
-    if kind in ON_NOTHING:
-        home.mkdir()
-        return Hall(home).prepare()
-    name = "initialised" if kind in ONLY_INITIALISED else "equipped"
-    start: Hall = request.getfixturevalue(name)
-    return start.copy(home)
+    start: Hall | Backed = request.getfixturevalue(STARTS.get(kind, "equipped"))
+    return (start if isinstance(start, Hall) else start[0]).copy(home)
+
+
+def plan_of(kind: str, hall: Hall) -> Path:
+    """Its plan. A backup to restore is one of no key: a dry run looks at what the file says only."""
+    if kind != "restore":
+        return hall.plan(kind, ABOUT.get(kind, ""))
+    public, _ = split(KeyMaterial(bytes(32)), 2, 2, lambda length: bytes(range(length)))
+    write_backup(hall.home / "b.json", Backup(WrappedMaster(1, "0123456789", bytes(40)), public))
+    return hall.plan(kind, str(hall.home / "b.json"))
 
 
 @pytest.mark.parametrize("kind", kinds())
@@ -58,9 +72,11 @@ def test_a_dry_run_says_what_is_written_down_and_changes_nothing(
     kind: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     hall = hall_for(kind, request, tmp_path / "hall")
-    plan = hall.plan(kind, ABOUT.get(kind, ""))
+    plan = plan_of(kind, hall)
     before, tokens = hall.objects(), hall.tokens()
     said = text_of(hall.run(plan, {}, "--dry-run"))
+    if os.environ.get(WRITE):
+        (GOLDENS / f"{kind}.txt").write_text(said)
     assert said == (GOLDENS / f"{kind}.txt").read_text()
     assert (hall.objects(), hall.tokens()) == (before, tokens)
     assert not transcript_of(plan).exists()
@@ -121,22 +137,3 @@ def prompts(said: str) -> list[str]:
 def test_a_rehearsal_wants_an_empty_directory(hall: Hall) -> None:
     done = hsmkme("ceremony", "rehearse", hall.plan("audit-key"), "--directory", hall.home)
     assert (done.status, "is not empty: a rehearsal begins with nothing" in done.err) == (1, True)
-
-
-def write_goldens() -> None:
-    """Write what this version says."""
-    with tempfile.TemporaryDirectory() as directory:
-        for kind in kinds():
-            home = Path(directory) / kind
-            home.mkdir()
-            hall = Hall(home).prepare()
-            if kind in ONLY_INITIALISED:
-                hall.run(hall.plan("initialise"))
-            elif kind not in ON_NOTHING:
-                made_token(LABEL, hall.conf)
-            said = text_of(hall.run(hall.plan(kind, ABOUT.get(kind, "")), {}, "--dry-run"))
-            (GOLDENS / f"{kind}.txt").write_text(said)
-
-
-if __name__ == "__main__":
-    write_goldens()

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
 from hsmkme.ceremony.transcript import read
 from hsmkme.ceremony.verifying import verify
-from tests.ceremonies.halls import Answers, Hall, told, transcript_of
+from tests.ceremonies.halls import Answers, Backed, Hall, backup_of, told, transcript_of
 from tests.ceremonies.killed import run_killed
 from tests.ceremonies.test_kinds import ALL, require_pins, require_state
 from tests.processes import apart, hsmkme, status_of
@@ -32,10 +32,13 @@ def has(*labels: str) -> Callable[[Hall], None]:
 
 @dataclass(frozen=True)
 class Case:
+    """A ceremony: its kind, where it is held, what it is about and what people answer, how its end is known."""
+
     kind: str
-    about: str
-    answers: Answers
-    check: Callable[[Hall], None]
+    start: str
+    check: Callable[[Hall], object]
+    about: str = ""
+    answers: Answers = field(default_factory=dict)
 
 
 def pin_changed(hall: Hall) -> None:
@@ -48,25 +51,32 @@ def nothing_left(hall: Hall) -> None:
 
 
 CASES = [
-    Case("first", "", {}, has(*ALL)),
-    Case("link-key", "paris", LINK, has(*ALL, "link/paris")),
-    Case("change-pin", "", {"op-1.the-new-PIN": "another-pin", "op-1.the-old-PIN": PIN}, pin_changed),
-    Case("decommission", "", {}, nothing_left),
+    Case("first", "bare", has(*ALL)),
+    Case("link-key", "equipped", has(*ALL, "link/paris"), "paris", LINK),
+    Case("change-pin", "equipped", pin_changed, "", {"op-1.the-new-PIN": "another-pin", "op-1.the-old-PIN": PIN}),
+    Case("decommission", "equipped", nothing_left),
+    Case("backup", "backed", backup_of),
+    Case("restore", "bare", has(*ALL)),
 ]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.kind)
 def test_a_ceremony_killed_before_anything_that_it_does_is_gone_on_with_to_the_same_end(
-    equipped: Hall, tmp_path: Path, case: Case
+    case: Case, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    def run(hall: Hall, plan: Path, point: int) -> int:
-        answers = hall.answers(case.answers)
-        return status_of(run_killed, point, hall.home / "points", "ceremony", "run", plan, "--answers", answers)
+    found: Hall | Backed = request.getfixturevalue(case.start)
+    start = found if isinstance(found, Hall) else found[0]
+    about, answers = case.about, case.answers
+    if case.kind == "restore":
+        hall, _, shares = request.getfixturevalue("backed")
+        about, answers = str(backup_of(hall)), {f"{who}.your-share": words for who, words in shares.items()}
 
-    (tmp_path / "bare" / "tokens").mkdir(parents=True)
-    start = Hall(tmp_path / "bare") if case.kind == "first" else equipped
+    def run(hall: Hall, plan: Path, point: int) -> int:
+        arguments = ("ceremony", "run", plan, "--answers", hall.answers(answers))
+        return status_of(run_killed, point, hall.home / "points", *arguments)
+
     whole = start.copy(tmp_path / "whole")
-    written = whole.plan(case.kind, case.about)
+    written = whole.plan(case.kind, about)
     assert run(whole, written, 0) == 0
     points = (whole.home / "points").read_text().splitlines()
     assert len(points) > 4
@@ -76,7 +86,7 @@ def test_a_ceremony_killed_before_anything_that_it_does_is_gone_on_with_to_the_s
         plan.write_text(written.read_text().replace(str(whole.home), str(hall.home)))
         assert run(hall, plan, point) == -signal.SIGKILL, name
         interrupted = read(transcript_of(plan)).begun is not None
-        again = hall.run(plan, case.answers)
+        again = hall.run(plan, answers)
         assert again.status == 0, (name, again.err)
         assert ("was begun and not reported" in again.out) == interrupted, name
         verify(transcript_of(plan).read_text().splitlines())
