@@ -36,9 +36,9 @@ from hsmkme.hsm.backup import BackupOfficer, WrappedMaster, back_up
 from hsmkme.hsm.objects import find_object
 from hsmkme.model import KeyMaterial
 from hsmkme.words import bytes_of, spoken, words_of
-from tests.conftest import PIN, SO_PIN
 from tests.processes import hsmkme
 from tests.test_token_objects import ACTION_PROHIBITED, writable
+from tests.tokens import PIN, SO_PIN
 
 ROOT = Path(__file__).parent.parent
 SIZES = [(m, n) for n in range(2, 6) for m in range(2, n + 1)]
