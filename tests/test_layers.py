@@ -16,7 +16,7 @@ PACKAGE = ROOT / "hsmkme"
 
 LAYERS: Mapping[int, frozenset[str]] = {
     7: frozenset({"wsgi", "__main__", "cli", "demo"}),
-    6: frozenset({"applications", "bootstrap", "server", "diagnosis"}),
+    6: frozenset({"applications", "bootstrap", "server", "diagnosis", "keeping"}),
     5: frozenset({"api", "drivers", "peers", "ceremony"}),
     4: frozenset(
         {"approvals", "kme", "agreement", "peering", "liaison", "relay", "intake", "upkeep", "revocation"}
@@ -147,7 +147,7 @@ def test_libraries_are_used_where_they_belong(path: Path) -> None:
 def test_only_custody_and_the_root_hold_both_token_and_store(path: Path) -> None:
     """The working modules are custody and what changes master keys under it; above, what puts the parts together."""
     if {"hsm", "store"} <= units_imported(path):
-        assert name_of(path) in {"custody", "epochs", "rotation", "bootstrap", "diagnosis"}
+        assert name_of(path) in {"custody", "epochs", "rotation", "bootstrap", "diagnosis", "keeping"}
 
 
 # The clock ------------------------------------------------------------------------------------------------

@@ -17,8 +17,8 @@ from hsmkme.ceremony.drafts import Subject, draft
 from hsmkme.ceremony.plan import TO_CHANGE
 from hsmkme.ceremony.prompts import Answers, AnswersDesk
 from hsmkme.ceremony.transcript import read
-from hsmkme.cli.keeping import StoreKeeper
 from hsmkme.hsm import TokenAddress, load_profile
+from hsmkme.keeping import StoreKeeper
 from tests.processes import apart
 
 PIN = "test-user-pin"
@@ -48,7 +48,7 @@ def held(
     plan_file.write_text(draft(kind, address, subject or Subject(), time.time).replace(TO_CHANGE, "clause"))
     written = plan.load(plan_file)
     desk = AnswersDesk(Answers(phrases=True, answers=dict(answers)), lambda _text: None)
-    holding.hold(written, desk, time.time, StoreKeeper(None))
+    holding.hold(written, desk, time.time, StoreKeeper(None, time.time))
     return written.plan.transcript
 
 

@@ -19,10 +19,10 @@ from hsmkme.ceremony.people import Desk
 from hsmkme.ceremony.plan import Written
 from hsmkme.ceremony.prompts import AnswersDesk, read_answers
 from hsmkme.cli.desk import Terminal
-from hsmkme.cli.keeping import StoreKeeper
 from hsmkme.cli.shared import JSON_OPTION, config_path, load_config, with_config
 from hsmkme.errors import OperatorFault
 from hsmkme.hsm import TokenAddress, load_profile
+from hsmkme.keeping import StoreKeeper
 from hsmkme.words import spoken
 
 _FILE: Final = click.Path(dir_okay=False, path_type=Path)
@@ -107,7 +107,7 @@ def rehearse(plan_file: Path, answers: Path | None, directory: Path | None) -> N
     home = Path(tempfile.mkdtemp(prefix="hsmkme-rehearsal-")) if directory is None else directory.resolve()
     home.mkdir(parents=True, exist_ok=True)
     desk = AnswersDesk(read_answers(answers), click.echo) if answers else Terminal()
-    keeper = StoreKeeper(home / "store.sqlite")
+    keeper = StoreKeeper(home / "store.sqlite", time.time)
     _tell_digest(home / "transcript.jsonl", holding.rehearse(written, home, desk, time.time, keeper))
 
 
@@ -176,7 +176,7 @@ def _report(written: Written, lines: list[str], audit_key: Path | None) -> verif
 def _keeper(written: Written) -> StoreKeeper:
     """Of the store that the plan's configuration names."""
     path = written.plan.config
-    return StoreKeeper(None if path is None else configuration.load(path).store)
+    return StoreKeeper(None if path is None else configuration.load(path).store, time.time)
 
 
 def _desk(written: Written, answers: Path | None, *, quiet: bool = False) -> Desk:
