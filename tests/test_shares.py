@@ -423,9 +423,7 @@ def master_of(address: TokenAddress, epoch: int) -> Iterator[tuple[Any, Any]]:
 
 
 def backed_up(address: TokenAddress, epoch: int = 2) -> tuple[WrappedMaster, KeyMaterial]:
-    made = back_up(address, lambda: SO_PIN, lambda: PIN, epoch)
-    pkcs11.lib(str(address.module)).reinitialize()
-    return made
+    return back_up(address, lambda: SO_PIN, lambda: PIN, epoch)
 
 
 def test_a_master_key_with_a_backup_can_be_wrapped_under_no_key_that_the_user_pin_makes(

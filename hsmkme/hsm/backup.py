@@ -23,7 +23,7 @@ from hsmkme.hsm.module import load_module
 from hsmkme.hsm.objects import check_value, find_object, master_label
 from hsmkme.hsm.officer import Evidence, Officer
 from hsmkme.hsm.profiles import TokenAddress
-from hsmkme.hsm.session import PinSource, find_token, login_turn
+from hsmkme.hsm.session import PinSource, find_token, initialise_again, login_turn
 from hsmkme.model import KeyMaterial
 
 BACKUP_KEY_BYTES: Final = 32
@@ -73,11 +73,11 @@ def back_up(
     """Wrap the master key of ``epoch`` under a new backup key; gives both, the backup key to be split at once.
 
     The key's 32 bytes are drawn in the token, which is told them by the security officer as a trusted session object
-    and forgets them before this returns; nothing durable changes. No other login of this process lives through it.
+    and forgets them before this returns; nothing durable changes. Other logins of this process end: log in again.
     """
     with login_turn(address), translated(f"backing up {master_label(epoch)}"):
         module = load_module(address)
-        module.reinitialize()
+        initialise_again(module)
         token = find_token(module, address)
         session = token.open(rw=True, attribute_mapper=templates.mapper())
         try:
@@ -93,7 +93,6 @@ def back_up(
                 return _wrapped(session, cryptoki, backup_key, epoch), value
         finally:
             session.close()  # the backup key goes with it
-            module.finalize()
 
 
 def _drawn(session: Any) -> KeyMaterial:
