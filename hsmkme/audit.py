@@ -20,6 +20,7 @@ from hsmkme.model import Entry, LogRow, Seal
 _ROW_DOMAIN: Final = b"hsmkme/log/1"
 _SEAL_DOMAIN: Final = b"hsmkme/seal/1"
 _EXPORT_DOMAIN: Final = b"hsmkme/export/1"
+_RECEIPT_DOMAIN: Final = b"hsmkme/receipt/1"
 
 
 class AuditChain:
@@ -56,6 +57,11 @@ def seal_digest(seq: int, row: bytes) -> bytes:
 def export_digest(header: str) -> bytes:
     """What the first line of an export signs."""
     return hashlib.sha256(_EXPORT_DOMAIN + header.encode()).digest()
+
+
+def receipt_digest(text: str) -> bytes:
+    """What a receipt signs."""
+    return hashlib.sha256(_RECEIPT_DOMAIN + text.encode()).digest()
 
 
 def export_header(kme_id: str, seq: int, row: bytes, at: str) -> str:

@@ -12,7 +12,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from uuid import UUID
 
-from hsmkme.audit import export_digest, export_header, export_lines, seal_digest, signed_header, timestamp
+from hsmkme.audit import (
+    export_digest,
+    export_header,
+    export_lines,
+    receipt_digest,
+    seal_digest,
+    signed_header,
+    timestamp,
+)
 from hsmkme.epochs import Epochs
 from hsmkme.errors import AuditBroken, RecordFault, StoreError, TokenError
 from hsmkme.hsm.token import Token
@@ -261,6 +269,11 @@ class Custody:
             header = export_header(kme_id, log_now.seq, log_now.hash, timestamp(self._clock()))
             yield signed_header(header, self._token.sign(export_digest(header)))
             yield from export_lines(log_now.rows, log_now.seals)
+
+    def sign_receipt(self, text: str) -> bytes:
+        """The token's signature over a receipt; every row that is in the log by now is sealed."""
+        self.seal_log()
+        return self._token.sign(receipt_digest(text))
 
     def block_id_of(self, block: RawBlock) -> str:
         """A block id for bytes that came without one: the same bytes get the same id, at this KME only."""

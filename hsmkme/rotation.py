@@ -7,8 +7,7 @@ verb may be killed at any line and is simply done again; the order of what is du
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Final
 
 from hsmkme.config import EpochsSection
@@ -50,11 +49,14 @@ class Rotation:
         Order of what is durable: master key in the token; its row; one commit in which it becomes active and the one
         before becomes what ``before`` says. One that an interrupted rotation left prepared is the next.
         """
-        with self._alone():
-            epoch = self._prepared()
-            self._token.prove(epoch)
-            self._store.epochs.activate(epoch, self._entry("epoch.activate", because=because), before=before)
-            return epoch
+        with self._store.epochs.turn():
+            return self._rotate(because, before)
+
+    def _rotate(self, because: str, before: EpochState = EpochState.DEACTIVATED) -> int:
+        epoch = self._prepared()
+        self._token.prove(epoch)
+        self._store.epochs.activate(epoch, self._entry("epoch.activate", because=because), before=before)
+        return epoch
 
     def compromise(self, epoch: int, *, because: str) -> None:
         """Somebody may have the master key of ``epoch``: nothing goes under it any more, and it ends before others."""
@@ -110,33 +112,44 @@ class Rotation:
         Order of what is durable: one commit by which the store gives the epoch up, and refuses to while a live block is
         under it; the master key in the token; one commit that says what was proved, of which blocks.
         """
-        with self._alone():
-            found = self._draining(epoch)
-            if found.proved:
-                return False
-            if found.state is not EpochState.DESTROYED:
-                self._require_empty(epoch)
-                self._store.epochs.destroy(epoch, self._masters.witness(epoch), self._entry("epoch.give-up"))
-            witness = self._epoch(epoch).witness
-            if witness is None:
-                raise StoreError(f"epoch {epoch} is destroyed and has no witness: its row was tampered with")
-            self._masters.destroy(epoch)
-            others = self._masters.prove_destroyed(epoch, witness)
-            self._token.prove(self._store.epochs.active())  # what was not found was looked for in a token that works
-            proof = {"check_value": found.check_value, "sessions": "object gone", "other_masters_refuse": others}
-            self._store.epochs.prove(epoch, self._entry("epoch.destroy", **proof))
+        with self._store.epochs.turn():
+            return self._shred(epoch)
+
+    def _shred(self, epoch: int) -> bool:
+        found = self._draining(epoch)
+        if found.proved:
+            return False
+        if found.state is not EpochState.DESTROYED:
+            self._require_empty(epoch)
+            self._store.epochs.destroy(epoch, self._masters.witness(epoch), self._entry("epoch.give-up"))
+        witness = self._epoch(epoch).witness
+        if witness is None:
+            raise StoreError(f"epoch {epoch} is destroyed and has no witness: its row was tampered with")
+        self._masters.destroy(epoch)
+        others = self._masters.prove_destroyed(epoch, witness)
+        self._token.prove(self._store.epochs.active())  # what was not found was looked for in a token that works
+        proof = {"check_value": found.check_value, "sessions": "object gone", "other_masters_refuse": others}
+        self._store.epochs.prove(epoch, self._entry("epoch.destroy", **proof))
         self._scrub()
         return True
 
     def keep(self, settings: EpochsSection) -> None:
-        """A second's worth of what is due, for upkeep: rotate by time or number, rewrap some, shred what is empty."""
+        """A second's worth of what is due, for upkeep: rotate by time or number, rewrap some, shred what is empty.
+
+        Nothing while an officer does such a thing.
+        """
+        with self._store.epochs.turn(wait=False) as taken:
+            if taken:
+                self._keep(settings)
+
+    def _keep(self, settings: EpochsSection) -> None:
         epochs = self._store.epochs.all()
         active = next((epoch for epoch in epochs if epoch.state is EpochState.ACTIVE), None)
         if active is None:
             raise StoreError("no epoch is active: `hsmkme epoch rotate` opens one")
         age, wraps = self._clock() - active.since, active.wraps
         if 0 < settings.rotate_seconds <= age or 0 < settings.rotate_blocks <= wraps:
-            self.rotate(because="schedule")
+            self._rotate("schedule")
             return
         for epoch in _in_order(epochs):
             if epoch.state in _DRAINED and self._store.epochs.live(epoch.number):
@@ -144,7 +157,7 @@ class Rotation:
                 while left > 0 and (found := self.rewrap_some(epoch.number, min(left, BATCH))):
                     left -= found
             else:
-                self.shred(epoch.number)
+                self._shred(epoch.number)
 
     def _draining(self, number: int) -> Epoch:
         """An epoch that is on its way out; raises `StoreError` for another."""
@@ -179,13 +192,6 @@ class Rotation:
 
     def _entry(self, event: str, **facts: object) -> Entry:
         return Entry(event, self._actor, facts)
-
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        with self._store.epochs.turn(wait=False) as taken:
-            if not taken:
-                raise StoreUnavailable("another process opens or destroys an epoch now: try again when it is done")
-            yield
 
     def _scrub(self) -> None:
         """Empty the WAL, where old wrapped keys may be; upkeep does it again if somebody reads just now."""

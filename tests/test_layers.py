@@ -18,9 +18,8 @@ LAYERS: Mapping[int, frozenset[str]] = {
     7: frozenset({"wsgi", "__main__", "cli", "demo"}),
     6: frozenset({"applications", "bootstrap", "server", "diagnosis", "keeping"}),
     5: frozenset({"api", "drivers", "peers", "ceremony"}),
-    4: frozenset(
-        {"approvals", "kme", "agreement", "peering", "liaison", "relay", "intake", "upkeep", "revocation"}
-    ),
+    4: frozenset({"kme", "agreement", "peering", "liaison", "relay", "intake", "upkeep", "revocation", "receipts"})
+    | {"approvals"},
     3: frozenset({"custody", "officers", "epochs", "rotation"}),
     2: frozenset({"hsm", "store", "audit"}),
     1: frozenset({"config", "fitting", "policy", "fairuse", "identifiers", "messages", "secrecy"}),

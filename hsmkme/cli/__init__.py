@@ -50,6 +50,7 @@ _MODULES: Final = {
     "ceremony": "ceremony",
     "epoch": "epoch",
     "revoke": "revoke",
+    "prove-destroyed": "receipts",
     "demo": "demo",
 }
 """The module of each command: imported when the command is called, for no command needs all of them."""

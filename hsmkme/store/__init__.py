@@ -19,7 +19,7 @@ from hsmkme.store.inbox import Inbox, Receipt
 from hsmkme.store.keys import Keys
 from hsmkme.store.lineage import Lineages
 from hsmkme.store.links import Links, LinkState
-from hsmkme.store.log import Log
+from hsmkme.store.log import Log, Span
 from hsmkme.store.outbox import Draft, Outbox
 from hsmkme.store.pads import Pads
 from hsmkme.store.reconciling import Reconciling
@@ -59,6 +59,7 @@ __all__ = [
     "Revoking",
     "Scope",
     "Sharing",
+    "Span",
     "Store",
     "Touched",
     "Vein",

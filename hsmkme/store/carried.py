@@ -56,7 +56,7 @@ class Carried:
         Everything is checked anew, for the pads were opened before. Writes, in one commit: the block, its segments,
         rows of keys, pads taken for good and zeros over them, audit row.
         """
-        return self._inbox.assign(receipt, assign, due, entry, partial(_insert, block))
+        return self._inbox.assign(receipt, assign, due, entry, partial(_insert, block, entry.actor))
 
 
 def _pad(connection: sqlite3.Connection, link_id: str, size: int, key: AssignedKey) -> SealedKey | None:
@@ -76,7 +76,13 @@ def _pad(connection: sqlite3.Connection, link_id: str, size: int, key: AssignedK
 
 
 def _insert(
-    block: SealedBlock | None, transaction: Transaction, link_id: str, relation: Relation, assign: Assign, due: int
+    block: SealedBlock | None,
+    actor: str,
+    transaction: Transaction,
+    link_id: str,
+    relation: Relation,
+    assign: Assign,
+    due: int,
 ) -> None:
     pads = taken(transaction, link_id, assign)
     if block is None or block.key_count != len(assign.keys):
@@ -95,3 +101,6 @@ def _insert(
     transaction.execute("INSERT INTO segments VALUES (?, ?)", (cursor.lastrowid, block.segments))
     places = [[(int(cursor.lastrowid or 0), index, 1)] for index in range(block.key_count)]
     insert_keys(transaction, relation, assign, places, due)
+    facts = {"link": name.link_id, "block": name.block_id, "epoch": seal.epoch, "keys": block.key_count}
+    key_ids = [str(key.key_id) for key in assign.keys]
+    transaction.append(Entry("block.carry", actor, {**facts, "bits": seal.key_bits, "key_IDs": key_ids}))

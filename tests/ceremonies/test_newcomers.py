@@ -15,7 +15,7 @@ SCRIPT = Path(__file__).parent.parent.parent / "softhsm" / "new-token"
 
 
 def test_a_new_token_is_made_by_the_first_ceremony_and_nothing_of_the_pins_is_left_elsewhere(tmp_path: Path) -> None:
-    environment = {**os.environ, "HSMKME": f"{sys.executable} -m hsmkme"}
+    environment = {**os.environ, "HSMKME": f"{sys.executable} -m hsmkme", "PYTHONPATH": str(SCRIPT.parent.parent)}
     command = [str(SCRIPT), str(tmp_path / "new"), "test-newcomer"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
