@@ -35,7 +35,7 @@ UNKNOWN: Final = "0000000000"
 class TokenHands:
     """Hands on the token at ``address``. They log in when they must and log out when others need the token.
 
-    ``again``: an earlier run was interrupted, and may have left the token half initialised or a PIN changed.
+    ``again``: the first step to do was begun before, and may have left the token half initialised or a PIN changed.
     """
 
     def __init__(self, address: TokenAddress, login: Login, *, again: bool) -> None:
@@ -64,9 +64,21 @@ class TokenHands:
 
     def initialise(self, so_pin: str, user_pin: str) -> Evidence:
         """See `Hands`."""
-        begun = self._again and initialising.token_state(self._address) != "absent"
-        act = initialising.finish_initialising if begun else initialising.initialise_token
+        state, act = initialising.token_state(self._address), initialising.initialise_token
+        if self._again and state != "absent":
+            if state == "ready":
+                self._require_empty(user_pin)
+            act = initialising.finish_initialising
         return {"label": self._address.label, "serial": act(self._address, so_pin, user_pin)}
+
+    def _require_empty(self, user_pin: str) -> None:
+        """A token that an interrupted step finished has its PINs and nothing else; any other is not to be erased."""
+        officer = BackupOfficer(self._address, lambda: user_pin)
+        held = officer.labels()
+        officer.close()
+        if held:
+            found = ", ".join(held)
+            raise OperatorFault(f"the token holds {found}: it is not the one that this ceremony began to make")
 
     def make(self, label: str, *, backed: bool) -> Evidence:
         """See `Hands`."""

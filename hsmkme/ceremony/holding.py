@@ -61,7 +61,8 @@ def examined(written: Written, plan_file: Path, machine: Machine) -> Findings:
     """Everything that shows itself before anybody logs in."""
     plan, told = written.plan, read(written.plan.transcript)
     of_machine = [*checks.of_machine(machine, plan, plan_file)]
-    wrong = [*checks.of_files(plan, told.done), *_of_transcript(told), *checks.of_token(plan, begun=bool(told.lines))]
+    of_token = checks.of_token(plan, begun=bool(told.told("step")))
+    wrong = [*checks.of_files(plan, told.done), *_of_transcript(told), *of_token]
     return Findings(wrong, of_machine) if plan.token.is_test else Findings([*of_machine, *wrong], [])
 
 
@@ -96,7 +97,7 @@ def hold(written: Written, desk: Desk, clock: Clock, keeper: Keeper, remarks: Se
     plan = written.plan
     transcript = Transcript(plan.transcript, clock)
     people = People(desk, transcript.record)
-    hands = TokenHands(plan.token.address, partial(log_in, plan, people), again=bool(transcript.lines))
+    hands = TokenHands(plan.token.address, partial(log_in, plan, people), again=transcript.begun is not None)
     epochs = keeper.open(plan.token.address, hands.logged_out)
     room = Room(people, hands, hands, epochs, plan.token.label, plan.absent)
     return Ceremony(written, room, hands, transcript).hold(remarks)

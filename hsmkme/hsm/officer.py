@@ -80,13 +80,6 @@ class Officer:
                 raise OperatorFault(f"the token still has an object labelled {label!r} after it was destroyed")
         return {"label": label, "destroyed": len(found), **({"check_value": values[0]} if values else {})}
 
-    def check_value(self, epoch: int) -> str:
-        """That of ``master/<epoch>``, whose attributes are looked at first."""
-        with translated("reading a check value"), self._sessions.lane() as lane:
-            key = find_object(lane.session, master_label(epoch), ObjectClass.SECRET_KEY)
-            templates.verify_object(master_label(epoch), key, templates.MASTER, self._sessions.cryptoki)
-            return check_value(lane.session, key)
-
     def sign(self, digest: bytes) -> bytes:
         """ECDSA P-256 by the audit key over a SHA-256 digest; 64 bytes, r ‖ s."""
         with translated("signing a transcript"), self._sessions.lane() as lane:

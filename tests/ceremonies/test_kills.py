@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from hsmkme.ceremony.prompts import INTERRUPT
 from hsmkme.ceremony.transcript import read
 from hsmkme.ceremony.verifying import verify
 from tests.ceremonies.halls import Answers, Backed, Hall, backup_of, told, transcript_of
@@ -105,6 +106,19 @@ def test_what_an_interrupted_step_left_is_removed_and_made_again(equipped: Hall,
     assert hall.run(plan, LINK).status == 0
     assert told(plan, "removed") == [{"label": "link/paris", "destroyed": 1}]
     assert not left & hall.objects().keys()
+
+
+def test_a_token_that_others_made_meanwhile_is_not_erased(empty: Hall) -> None:
+    """The ceremony was stopped where the token was to be initialised; another one made it since then."""
+    plan = empty.plan("first")
+    assert empty.run(plan, {"so-1.new-SO-PIN": INTERRUPT}).status == 3
+    assert empty.run(empty.plan("first-with-backup")).status == 0
+    before = empty.objects()
+    done = empty.run(plan)
+    assert (done.status, "it is not the one that this ceremony began to make" in done.err) == (1, True)
+    done = empty.run(plan, {"op-1.new-user-PIN": "another-pin"})
+    assert (done.status, "PinIncorrect" in done.err) == (1, True)
+    assert empty.objects() == before
 
 
 def test_a_line_that_was_being_written_never_happened(equipped: Hall, tmp_path: Path) -> None:
