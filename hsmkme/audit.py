@@ -13,6 +13,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, Final
 
 from hsmkme.model import Entry, LogRow, Seal
@@ -21,6 +22,7 @@ _ROW_DOMAIN: Final = b"hsmkme/log/1"
 _SEAL_DOMAIN: Final = b"hsmkme/seal/1"
 _EXPORT_DOMAIN: Final = b"hsmkme/export/1"
 _RECEIPT_DOMAIN: Final = b"hsmkme/receipt/1"
+_CANONICAL: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
 class AuditChain:
@@ -36,12 +38,18 @@ class AuditChain:
 
 def canonical(value: dict[str, Any]) -> str:
     """Canonical JSON: members sorted, no white space, no infinities, UTF-8."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return _CANONICAL.encode(value)
 
 
 def timestamp(now: float) -> str:
     """RFC 3339, UTC, milliseconds."""
-    return datetime.fromtimestamp(now, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    second, millisecond = divmod(int(now * 1000), 1000)
+    return f"{_second(second)}.{millisecond:03d}Z"
+
+
+@lru_cache(maxsize=4)
+def _second(second: int) -> str:
+    return datetime.fromtimestamp(second, UTC).replace(tzinfo=None).isoformat()
 
 
 def row_hash(previous: bytes, text: str) -> bytes:

@@ -21,7 +21,7 @@ from hsmkme.custody import Custody
 from hsmkme.drivers.spool import Spool
 from hsmkme.errors import HsmkmeError, OperatorFault
 from hsmkme.fairuse import FairUse
-from hsmkme.hsm import Token, TokenAddress, load_profile
+from hsmkme.hsm import Token, TokenAddress, load_profile, read_profile
 from hsmkme.identifiers import KeyIds
 from hsmkme.intake import Intake
 from hsmkme.kme import Kme
@@ -128,7 +128,7 @@ def begin_on(store: Store, config: Config, *, void: bool) -> None:
 
 def served_elsewhere(store: Store, kme_id: str, relation: Relation) -> frozenset[str]:
     """The slaves of ``relation`` that ``kme_id``, which is this KME, does not serve."""
-    saes = store.registry.saes(relation.slaves)
+    saes = store.registry.known().saes
     return frozenset(slave for slave in relation.slaves if slave not in saes or saes[slave].kme_id != kme_id)
 
 
@@ -166,7 +166,7 @@ def upkeep_with_spools(parts: Parts) -> Upkeep:
 
 def token_address(section: TokenSection) -> TokenAddress:
     """Where the configured token is."""
-    profile = load_profile(section.profile)
+    profile = read_profile(section.profile_file) if section.profile_file else load_profile(section.profile)
     return TokenAddress(
         profile,
         section.module or Path(profile.module),

@@ -50,9 +50,13 @@ class _Section(BaseModel):
 
 
 class TokenSection(_Section):
-    """``[token]``: which token, and where its PIN is read from (a file of mode 0400)."""
+    """``[token]``: which token, and where its PIN is read from (a file of mode 0400).
+
+    ``profile_file`` is a profile of one's own, as `hsmkme hsm check` saves it, instead of a shipped one.
+    """
 
     profile: str = "softhsm-2.6"
+    profile_file: FilePath | None = None
     label: Annotated[str, Field(min_length=1, max_length=32)]
     pin_file: FilePath
     module: FilePath | None = None
@@ -71,7 +75,6 @@ class ServerSection(_Section):
     sae_ca: FilePath
     sae_crl: FilePath | None = None
     workers: Positive = 2
-    threads: Positive = 8
     max_body_bytes: Positive = 65536
 
 
@@ -164,7 +167,6 @@ class PeeringSection(_Section):
     ca: FilePath
     crl: FilePath | None = None
     workers: Positive = 1
-    threads: Positive = 8
     max_body_bytes: Positive = 1_048_576
 
 
@@ -176,11 +178,15 @@ class PeerSection(_Section):
 
 
 class LinkSection(_Section):
-    """``[[link]]``: a QKD link to the KME ``peer`` (this KME itself: a local link)."""
+    """``[[link]]``: a QKD link to the KME ``peer`` (this KME itself: a local link).
+
+    What nobody claimed of a block ends ``ttl_seconds`` after its deposit; 0: never.
+    """
 
     id: Name
     peer: Name
     key_bits: Annotated[int, Field(gt=0, multiple_of=SEGMENT_BITS_STEP)] = 256
+    ttl_seconds: Annotated[int, Field(ge=0)] = 0
 
 
 class SpoolSection(_Section):

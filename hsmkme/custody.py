@@ -8,7 +8,7 @@ record is in that commit.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from uuid import UUID
 
@@ -69,20 +69,32 @@ class Custody:
             log.error("ALARM this store is an old copy: keys that may have been delivered since were given up")
 
     def deposit(
-        self, block: RawBlock, state: BlockState, limit: int, actor: str, *, mine: bool = True
-    ) -> Outcome:
-        """Seal a block in the token and store it; one that waits for the peer gets its confirmation tag too.
+        self,
+        blocks: Sequence[RawBlock],
+        state: BlockState,
+        limit: int,
+        actor: str,
+        *,
+        theirs: Collection[BlockName] = (),
+    ) -> list[Outcome]:
+        """Seal blocks in the token and store them; those that wait for the peer get their confirmation tags too.
 
-        Durable writes: one commit with block, segments and audit row. A crash before it leaves nothing: the
-        device still has the block. Raises what `store.Blocks.deposit` refuses; ``limit`` is in keys.
+        ``theirs`` are those that the peer owns. Durable writes: one commit with blocks, segments and audit rows. A
+        crash before it leaves nothing: the device still has the blocks. Raises what `store.Blocks.deposit` refuses;
+        ``limit`` is in keys.
         """
-        tag = self._token.confirmation_tag(block) if state is BlockState.DEPOSITED else None
         entry = Entry("block.deposit", actor)
+        waits = state is BlockState.DEPOSITED
+        tags = [self._token.confirmation_tag(block) if waits else None for block in blocks]
 
-        def keep(sealed: SealedBlock) -> Outcome:
-            return self._store.blocks.deposit(replace(sealed, tag=tag, mine=mine), state, limit, entry)
+        def keep(sealed: Sequence[SealedBlock]) -> list[Outcome]:
+            told = [
+                replace(made, tag=tag, mine=made.seal.name not in theirs)
+                for made, tag in zip(sealed, tags, strict=True)
+            ]
+            return self._store.blocks.deposit(told, state, limit, entry)
 
-        return self._epochs.seal(block, keep)
+        return self._epochs.seal(blocks, keep)
 
     def release(self, demand: Demand, actor: str, retry: Retry | None = None) -> list[OpenKey]:
         """Claim keys for a relation and open them for its master.

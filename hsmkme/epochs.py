@@ -58,9 +58,9 @@ class Epochs:
                 if self._store.epochs.active() == epoch:
                     raise
 
-    def seal(self, block: RawBlock, keep: Callable[[SealedBlock], Result]) -> Result:
-        """Seal a block under the active epoch and ``keep`` it, which the store refuses under any other."""
-        return self.under_active(lambda epoch: keep(self._token.seal(block, epoch)))
+    def seal(self, blocks: Sequence[RawBlock], keep: Callable[[Sequence[SealedBlock]], Result]) -> Result:
+        """Seal blocks under the active epoch and ``keep`` them, which the store refuses under any other."""
+        return self.under_active(lambda epoch: keep([self._token.seal(block, epoch) for block in blocks]))
 
     def prove_if_idle(self) -> None:
         """Let the token open a known answer, unless it did something a moment ago."""

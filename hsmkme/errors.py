@@ -35,7 +35,8 @@
     │   ├── PeerRefused                a message, or an answer, that is not to be believed
     │   └── LinkFrozen                 nothing is claimed from the link until it is thawed or reconciled
     ├── CeremonyAborted            officers stopped, or what was expected did not come: the transcript says so
-    └── AuditBroken                the log does not prove itself
+    ├── AuditBroken                the log does not prove itself
+    └── FiguresRefused             a measured server gave a key twice, or other bytes: its speed is worth nothing
 """
 
 from __future__ import annotations
@@ -228,6 +229,10 @@ class LinkFrozen(PeerError):
 
 class CeremonyAborted(HsmkmeError):
     """A ceremony ended before its last step. Nothing is half made; the same command goes on with it."""
+
+
+class FiguresRefused(HsmkmeError):
+    """Servers that were measured gave a key twice, or other bytes than before; no figure of theirs is shown."""
 
 
 class AuditBroken(HsmkmeError):

@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from typing import Final
 from uuid import UUID
 
 from hsmkme.model import Clock
 
 Randomness = Callable[[int], bytes]
+
+_TAIL: Final = 10
+"""How many bytes follow the time."""
+
+_VERSION_7: Final = 0x7 << 76 | 0x2 << 62
+"""The bits of version and variant."""
+
+_RANDOM: Final = ~(0xF << 76 | 0x3 << 62) & (1 << 8 * _TAIL) - 1
+"""The bits of the tail that are random."""
 
 
 class KeyIds:
@@ -20,11 +30,7 @@ class KeyIds:
 
     def __call__(self, number: int) -> tuple[UUID, ...]:
         """So many that were never used."""
-        return tuple(self._new() for _ in range(number))
-
-    def _new(self) -> UUID:
-        milliseconds = int(self._clock() * 1000)
-        tail = int.from_bytes(self._randomness(10), "big")
-        value = (milliseconds & (1 << 48) - 1) << 80 | tail
-        value = value & ~(0xF << 76) | 0x7 << 76
-        return UUID(int=value & ~(0x3 << 62) | 0x2 << 62)
+        milliseconds, tails = int(self._clock() * 1000), self._randomness(_TAIL * number)
+        fixed = (milliseconds & (1 << 48) - 1) << 80 | _VERSION_7
+        ends = (int.from_bytes(tails[at : at + _TAIL], "big") & _RANDOM for at in range(0, len(tails), _TAIL))
+        return tuple([UUID(int=fixed | end) for end in ends])

@@ -1,8 +1,8 @@
-"""Driver to custody: blocks are taken one by one, and the driver is told what became of each."""
+"""Driver to custody: blocks are taken batch by batch, and a driver is asked for more when a batch is durable."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -21,8 +21,9 @@ class Driver(Protocol):
         """Who deposits, for the audit log."""
         ...
 
-    def blocks(self) -> Iterable[RawBlock]:
-        """Blocks in order; each is asked for when the one before was dealt with."""
+    def batches(self) -> Iterable[Sequence[RawBlock]]:
+        """Blocks of one link in order. A batch is asked for when the one before was dealt with: until then the
+        device keeps what it gave."""
         ...
 
 
@@ -36,7 +37,7 @@ class Tally:
 
 
 Progress = Callable[[Tally], None]
-"""Called after every block."""
+"""Called after every batch."""
 
 
 class Intake:
@@ -48,25 +49,29 @@ class Intake:
         self._links = {link.link_id: link for link in links}
         self._limit = limit
 
-    def take(self, block: RawBlock, actor: str) -> Outcome:
-        """Deposit one block; raises `DepositRefused` and stores nothing of it then.
+    def take(self, blocks: Sequence[RawBlock], actor: str) -> list[Outcome]:
+        """Deposit blocks of one link in one commit. Raises `DepositRefused` for the first that is refused: it and
+        those after it are not stored, those before it are.
 
-        A block of a link to a peer waits until the peer has the same bytes.
+        Blocks of a link to a peer wait until the peer has the same bytes.
         """
-        peer = self._links[block.name.link_id].peer
+        (link_id,) = {block.name.link_id for block in blocks}
+        peer = self._links[link_id].peer
         if peer == self._kme_id:  # a local link has one end: its blocks are ready at once
-            return self._custody.deposit(block, BlockState.READY, self._limit, actor)
-        mine = owner_of(block.name.link_id, block.name.block_id, self._kme_id, peer) == self._kme_id
-        return self._custody.deposit(block, BlockState.DEPOSITED, self._limit, actor, mine=mine)
+            return self._custody.deposit(blocks, BlockState.READY, self._limit, actor)
+        names = [block.name for block in blocks]
+        theirs = [name for name in names if owner_of(link_id, name.block_id, self._kme_id, peer) == peer]
+        return self._custody.deposit(blocks, BlockState.DEPOSITED, self._limit, actor, theirs=theirs)
 
     def run(self, driver: Driver, progress: Progress = lambda _: None) -> Tally:
         """Deposit what ``driver`` gives until it ends or a block is refused; what was taken stays."""
         tally = Tally()
-        for block in driver.blocks():
-            if self.take(block, driver.name) is Outcome.TAKEN:
-                tally.taken += 1
-                tally.keys += block.key_count
-            else:
-                tally.already += 1
+        for blocks in driver.batches():
+            for block, outcome in zip(blocks, self.take(blocks, driver.name), strict=True):
+                if outcome is Outcome.TAKEN:
+                    tally.taken += 1
+                    tally.keys += block.key_count
+                else:
+                    tally.already += 1
             progress(tally)
         return tally

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 from uuid import UUID
@@ -34,7 +34,7 @@ from hsmkme.fairuse import FairUse
 from hsmkme.model import Clock, Demand, Entry, HeldKey, OpenKey, Relation, Retry, Sae
 from hsmkme.policy import KeyRequest
 from hsmkme.states import KeyState
-from hsmkme.store import NewIds, Store
+from hsmkme.store import Known, NewIds, Store
 
 log = logging.getLogger(__name__)
 
@@ -96,15 +96,15 @@ class Kme:
 
     def admit(self, caller: str) -> None:
         """Raises `NotEntitled` unless ``caller`` is registered and not revoked (SAE-ID-1, SAE-ID-2)."""
-        policy.check_caller(caller, self._store.registry.saes([caller]), self.kme_id)
+        policy.check_caller(caller, self._store.registry.known().saes, self.kme_id)
 
     def status(self, caller: str, slave: str) -> Status:
         """Get status: what ``caller`` as master can have for ``slave``."""
-        registered = self._store.registry.saes([caller, slave])
-        policy.check_caller(caller, registered, self.kme_id)
+        known = self._store.registry.known()
+        policy.check_caller(caller, known.saes, self.kme_id)
         self._fair_use.admit(caller)
         policy.check_distinct(caller, slave)
-        (peer,) = self._peers_of(caller, [slave], registered)
+        (peer,) = self._peers_of(caller, [slave], known)
         stored = sum(vein.keys for vein in self._store.blocks.veins(peer, self.limits.key_size))
         if peer != self.kme_id:
             stored += self._store.agreed.count(Relation.of(caller, [slave]), self.limits.key_size)
@@ -112,21 +112,21 @@ class Kme:
 
     def get_key(self, caller: str, slave: str, request: KeyRequest, again: Repeatable | None = None) -> list[OpenKey]:
         """Get key: fresh keys for ``caller`` as master, shared with ``slave`` and the additional slaves."""
-        registered = self._store.registry.saes([caller, slave, *request.additional_slaves])
-        policy.check_caller(caller, registered, self.kme_id)
+        known = self._store.registry.known()
+        policy.check_caller(caller, known.saes, self.kme_id)
         self._fair_use.admit(caller)
         policy.check_distinct(caller, slave)
         policy.check_request(request, self.limits)
-        policy.check_additional(request, caller, slave, registered, self.limits)
+        policy.check_additional(request, caller, slave, known.saes, self.limits)
         slaves = (slave, *request.additional_slaves)
-        peer, *further = self._peers_of(caller, slaves, registered)
-        elsewhere = frozenset(sae for sae in slaves if registered[sae].kme_id != self.kme_id)
+        peer, *further = self._peers_of(caller, slaves, known)
+        elsewhere = frozenset(sae for sae in slaves if known.saes[sae].kme_id != self.kme_id)
         key_ids = self._new_ids(request.number)
         demand = Demand(Relation.of(caller, slaves), peer, request.size, key_ids, elsewhere, tuple(further))
         retry = self._retry(again, "enc_keys", slave, request)
-        known = self._answered(retry, caller)
-        if known is not None:
-            return known
+        answered = self._answered(retry, caller)
+        if answered is not None:
+            return answered
         self._fair_use.check_quota(demand.relation, request.number)
         try:
             keys = self._release(demand, retry)
@@ -151,20 +151,20 @@ class Kme:
     def _collect(
         self, caller: str, master: str, key_ids: Sequence[UUID], retry: Retry | None
     ) -> list[OpenKey]:
-        registered = self._store.registry.saes([caller, master])
-        policy.check_caller(caller, registered, self.kme_id)
+        known = self._store.registry.known()
+        policy.check_caller(caller, known.saes, self.kme_id)
         self._fair_use.admit(caller)
         if len(set(key_ids)) != len(key_ids):
             raise BadRequest("a key_ID is given twice", rule="KEY-ID-5")
         if len(key_ids) > self.limits.max_key_per_request:
             raise BadRequest(f"at most {self.limits.max_key_per_request} key_IDs", rule="KEY-NUM-1")
-        held = self._held(key_ids, registered.get(master))
+        held = self._held(key_ids, known.saes.get(master))
         policy.check_entitled(caller, held.values())
         policy.check_distinct(caller, master)
-        policy.check_pairs([caller], registered, self._store.registry.allowed(master, [caller]))
-        known = self._answered(retry, caller)
-        if known is not None:
-            return known
+        policy.check_pairs([caller], known.saes, known.allowed(master, [caller]))
+        answered = self._answered(retry, caller)
+        if answered is not None:
+            return answered
         policy.check_collectable(caller, master, key_ids, held)
         keys = [held[key_id].key for key_id in key_ids]
         try:
@@ -228,10 +228,10 @@ class Kme:
                 demand = replace(demand, key_ids=self._new_ids(len(demand.key_ids)))
         raise TokenUnavailable("several blocks in turn did not open", retry_after=RETRY_UNKNOWN_SECONDS)
 
-    def _peers_of(self, master: str, slaves: Sequence[str], registered: Mapping[str, Sae]) -> list[str]:
+    def _peers_of(self, master: str, slaves: Sequence[str], known: Known) -> list[str]:
         """The other KMEs that serve some of ``slaves``, or this one alone; each must be allowed for ``master``."""
-        policy.check_pairs(slaves, registered, self._store.registry.allowed(master, slaves))
-        peers = sorted({registered[slave].kme_id for slave in slaves} - {self.kme_id})
+        policy.check_pairs(slaves, known.saes, known.allowed(master, slaves))
+        peers = sorted({known.saes[slave].kme_id for slave in slaves} - {self.kme_id})
         if len(slaves) > 1:
             policy.check_linked(peers, self._store.links.peers())
         return peers or [self.kme_id]

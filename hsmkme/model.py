@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Final, NoReturn
 from uuid import UUID
 
@@ -164,7 +165,12 @@ class Relation:
     @property
     def packed(self) -> str:
         """The slaves as the store keeps them."""
-        return json.dumps(self.slaves, separators=(",", ":"))
+        return _packed(self.slaves)
+
+
+@lru_cache(maxsize=1024)
+def _packed(slaves: tuple[str, ...]) -> str:
+    return json.dumps(slaves, separators=(",", ":"))
 
 
 def due_bits(relation: Relation, elsewhere: Collection[str]) -> int:

@@ -174,12 +174,12 @@ class Peering:
         Where the registries of the two ends disagree, a master would have a key that some slave can never have.
         """
         relation = Relation.of(assign.master, assign.slaves)
-        known = self._store.registry.saes([relation.master, *relation.slaves])
-        here = [sae for sae in relation.slaves if sae in known and known[sae].kme_id == self._kme_id]
-        allowed = self._store.registry.allowed(relation.master, here)
-        fit = len(known) == len({relation.master, *relation.slaves})
-        fit = fit and known[relation.master].kme_id == self._links[link_id].peer
-        fit = fit and all(sae in allowed and not known[sae].revoked for sae in here)
+        known = self._store.registry.known()
+        here = [sae for sae in relation.slaves if sae in known.saes and known.saes[sae].kme_id == self._kme_id]
+        fit = known.saes.keys() >= {relation.master, *relation.slaves}
+        fit = fit and known.saes[relation.master].kme_id == self._links[link_id].peer
+        fit = fit and len(known.allowed(relation.master, here)) == len(here)
+        fit = fit and not any(known.saes[sae].revoked for sae in here)
         return due_bits(relation, set(relation.slaves) - set(here)) if fit else 0
 
     def _void(self, receipt: Receipt, entry: Entry) -> bytes:

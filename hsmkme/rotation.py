@@ -152,7 +152,7 @@ class Rotation:
             self._rotate("schedule")
             return
         for epoch in _in_order(epochs):
-            if epoch.state in _DRAINED and self._store.epochs.live(epoch.number):
+            if epoch.state in _DRAINED and self._store.epochs.under(epoch.number, 0, 1):
                 left = settings.rewrap_per_second
                 while left > 0 and (found := self.rewrap_some(epoch.number, min(left, BATCH))):
                     left -= found

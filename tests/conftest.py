@@ -8,13 +8,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from hsmkme.audit import AuditChain
 from hsmkme.hsm import Token, TokenAddress
 from hsmkme.model import BlockName, Entry, KeyMaterial, Link, RawBlock
 from hsmkme.store import Store, migrate
+from tests.shim import Shim, build_shim
 from tests.tokens import PIN, bring_link_keys, made_token
 from tests.world import Demo, start_demo
+
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")  # which may be busy: how long an example takes proves nothing
 
 
 class FakeClock:
@@ -67,6 +72,25 @@ def token(address: TokenAddress) -> Iterator[Token]:
     opened = Token(address, lambda: PIN)
     yield opened
     opened.close()
+
+
+@pytest.fixture(scope="session")
+def built_shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The compiled module; each `Shim` is a copy of it."""
+    return build_shim(tmp_path_factory.mktemp("built-shim"))
+
+
+@pytest.fixture(scope="session")
+def shared_shim(built_shim: Path, address: TokenAddress, tmp_path_factory: pytest.TempPathFactory) -> Shim:
+    """The one module of this kind in this process: a library once loaded stays."""
+    return Shim(built_shim, tmp_path_factory.mktemp("shim"), address.module)
+
+
+@pytest.fixture
+def shim(shared_shim: Shim) -> Iterator[Shim]:
+    """A module between the product and SoftHSM that does what the test tells it, and nothing afterwards."""
+    yield shared_shim
+    shared_shim.restore()
 
 
 @pytest.fixture

@@ -50,7 +50,9 @@ def status_of(work: Callable[..., object], *arguments: object) -> int:
     child = processes.Process(target=work, args=arguments)
     child.start()
     child.join(SECONDS)
-    assert child.exitcode is not None, f"{work} does not end"
+    if child.exitcode is None:
+        child.kill()
+        raise AssertionError(f"{work} does not end")
     return child.exitcode
 
 

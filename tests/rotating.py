@@ -35,7 +35,7 @@ class Kme:
     def deposit(self, name: str, link: str = "local") -> None:
         self.plain[name] = os.urandom(32 * KEYS)
         block = RawBlock(BlockName(link, name), 256, KeyMaterial(self.plain[name]))
-        self.custody.deposit(block, BlockState.READY, 1_000_000, "device")
+        self.custody.deposit([block], BlockState.READY, 1_000_000, "device")
 
     def fetch(self, number: int, relation: Relation = RELATION) -> list[OpenKey]:
         key_ids = KeyIds(self.clock)(number)

@@ -62,9 +62,9 @@ def _operate(site: Site) -> None:
     assert custody.seal_log()
     for number in range(3):
         raw = RawBlock(BlockName("local", f"block-{number}"), 256, KeyMaterial(bytes([number]) * 128))
-        custody.deposit(raw, BlockState.READY, 1000, "device")
+        custody.deposit([raw], BlockState.READY, 1000, "device")
     with pytest.raises(BlockConflict):
-        custody.deposit(RawBlock(raw.name, 256, KeyMaterial(bytes(32))), BlockState.READY, 1000, "device")
+        custody.deposit([RawBlock(raw.name, 256, KeyMaterial(bytes(32)))], BlockState.READY, 1000, "device")
     relation = Relation.of(ODD_SAES[0], ODD_SAES[1:3])
     keys = store.blocks.claim(Demand(relation, "kme-1", 256, demand_for(3, 256).key_ids), Entry("key.deliver", "sae"))
     for slave in relation.slaves:
@@ -544,6 +544,6 @@ def test_a_log_that_was_cut_is_not_sealed_over(sealing: tuple[Upkeep, Store], si
 
 def test_a_seal_made_in_the_service_is_one_that_verifies(sealing: tuple[Upkeep, Store], site: Site) -> None:
     _, store = sealing
-    store.blocks.deposit(make_block(), BlockState.READY, 100, Entry("block.deposit", "test"))
+    store.blocks.deposit([make_block()], BlockState.READY, 100, Entry("block.deposit", "test"))
     done = site.hsmkme("audit", "verify")
     assert done.out == f"good    {ROWS + 1} rows, 3 seals, sealed through row {ROWS}\n"

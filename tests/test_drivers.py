@@ -6,14 +6,14 @@ import base64
 import io
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hsmkme.drivers.keyfile import Format, KeyFile, check_block_id, check_key_bits, detect, rechunk
+from hsmkme.drivers.keyfile import BATCH_BLOCKS, Format, KeyFile, check_block_id, check_key_bits, detect, rechunk
 from hsmkme.drivers.simulator import Simulator
 from hsmkme.drivers.spool import Spool
 from hsmkme.errors import BlockConflict, DepositRefused, PoolFull, WrongSize
@@ -313,6 +313,18 @@ def test_a_rate_is_kept_by_pausing() -> None:
     assert pauses == [2.0, 2.0, 1.0]
 
 
+def test_a_file_and_a_fast_simulator_give_blocks_together_others_each_at_once() -> None:
+    content, most = b"\xff" * 32 * (2 * BATCH_BLOCKS + 1), BATCH_BLOCKS
+    pipe = KeyFile(Pipe(content), "local", "id", 256, 1)  # type: ignore[arg-type]
+    for source, sizes in (
+        (keyfile(content, block_keys=1), [most, most, 1]),
+        (pipe, [1] * (2 * most + 1)),
+        (simulator(count=4 * most + 4), [most, 1]),
+        (simulator(count=12, rate=1e9, sleep=lambda _: None), [1, 1, 1]),
+    ):
+        assert [len(batch) for batch in source.batches()] == sizes
+
+
 # Spool --------------------------------------------------------------------------------------------------
 
 
@@ -323,11 +335,11 @@ class Taker:
         self.taken: list[tuple[str, bytes]] = []
         self.refusal: Exception | None = None
 
-    def __call__(self, block: RawBlock, actor: str) -> None:
+    def __call__(self, blocks: Sequence[RawBlock], actor: str) -> None:
         assert actor == "spool:local"
         if self.refusal:
             raise self.refusal
-        self.taken.append((block.name.block_id, block.material.reveal()))
+        self.taken += [(block.name.block_id, block.material.reveal()) for block in blocks]
 
 
 @pytest.fixture
@@ -433,7 +445,9 @@ def test_a_name_used_again_keeps_both_files(spool: Spool, taker: Taker) -> None:
     assert len(names(spool.directory / "refused")) == 6
 
 
-def test_a_name_that_is_not_utf_8_is_refused_and_stops_nothing(spool: Spool, taker: Taker) -> None:
+def test_a_name_that_is_not_utf_8_is_refused_and_stops_nothing(
+    spool: Spool, taker: Taker, caplog: pytest.LogCaptureFixture
+) -> None:
     strange = os.fsencode(spool.directory) + b"/a-\xe9.bin"
     with open(strange, "wb") as file:
         file.write(os.urandom(32))
@@ -442,6 +456,7 @@ def test_a_name_that_is_not_utf_8_is_refused_and_stops_nothing(spool: Spool, tak
     assert [name for name, _ in taker.taken] == ["good"]
     assert os.path.exists(os.fsencode(spool.directory) + b"/refused/a-\xe9.bin")
     assert os.path.exists(os.fsencode(spool.directory) + b"/refused/a-\xe9.bin.reason")
+    assert r"a-\udce9.bin' refused" in caplog.text, "what a device calls its file does not stop the log"
 
 
 def test_a_file_that_goes_away_or_cannot_be_read_stops_nothing(
@@ -450,16 +465,16 @@ def test_a_file_that_goes_away_or_cannot_be_read_stops_nothing(
     for name in ("a.bin", "b.bin", "c.bin", "d.bin"):
         put(spool, name, os.urandom(32))
 
-    def take(block: RawBlock, actor: str) -> None:
-        if block.name.block_id == "a":
+    def take(blocks: Sequence[RawBlock], actor: str) -> None:
+        if blocks[0].name.block_id == "a":
             (spool.directory / "b.bin").unlink()
-        if block.name.block_id == "c":
+        if blocks[0].name.block_id == "c":
             raise OSError("Input/output error")
-        taker(block, actor)
+        taker(blocks, actor)
 
     with caplog.at_level(logging.ERROR):
         assert spool.sweep(take) == 2
-    assert "c.bin cannot be read, it will be tried again" in caplog.text
+    assert "'c.bin' cannot be read, it will be tried again" in caplog.text
     assert [name for name, _ in taker.taken] == ["a", "d"]
     assert names(spool.directory) == ["c.bin"]
 

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "hsmkme"
 
 LAYERS: Mapping[int, frozenset[str]] = {
-    7: frozenset({"wsgi", "__main__", "cli", "demo"}),
+    7: frozenset({"wsgi", "__main__", "cli", "demo", "bench"}),
     6: frozenset({"applications", "bootstrap", "server", "diagnosis", "keeping"}),
     5: frozenset({"api", "drivers", "peers", "ceremony"}),
     4: frozenset({"kme", "agreement", "peering", "liaison", "relay", "intake", "upkeep", "revocation", "receipts"})
@@ -23,7 +23,7 @@ LAYERS: Mapping[int, frozenset[str]] = {
     3: frozenset({"custody", "officers", "epochs", "rotation"}),
     2: frozenset({"hsm", "store", "audit"}),
     1: frozenset({"config", "fitting", "policy", "fairuse", "identifiers", "messages", "secrecy"}),
-    0: frozenset({"errors", "states", "words", "model", "sshsig", "__init__"}),
+    0: frozenset({"errors", "states", "words", "model", "sshsig", "waiting", "__init__"}),
 }
 LAYER_OF = {unit: layer for layer, units in LAYERS.items() for unit in units}
 STRANGERS = (5, 2)
@@ -40,11 +40,12 @@ ONLY_IN = {
     "sqlite3": {"store"},
     "sqlite_utils": {"store"},
     "psycopg": {"store"},
-    "flask": {"api", "applications", "wsgi"},
+    "flask": {"api", "applications", "wsgi", "bench"},
     "werkzeug": {"api"},
     "gunicorn": {"server"},
     "click": {"cli"},
     "rich": {"cli", "demo"},
+    "matplotlib": {"bench"},
 }
 
 MODULES = sorted(path for path in (*PACKAGE.rglob("*.py"), ROOT / "wsgi.py"))

@@ -44,7 +44,7 @@ def waiting_block(link: str = "far", *, mine: bool = True) -> Any:
 def ready_block(store: Store, link: str = "far", *, mine: bool = True) -> str:
     """A block that both ends confirmed; gives its id."""
     block = waiting_block(link, mine=mine)
-    store.blocks.deposit(block, BlockState.DEPOSITED, 1_000_000, BY)
+    store.blocks.deposit([block], BlockState.DEPOSITED, 1_000_000, BY)
     store.sharing.compared(link, {block.seal.name.block_id: "match"}, BY)
     return str(block.seal.name.block_id)
 
@@ -85,7 +85,7 @@ def test_a_thawed_link_to_a_peer_is_greeted_before_it_opens_and_a_local_one_open
 def test_what_is_told_of_a_link_is_what_is_in_the_store(store: Store, clock: FakeClock) -> None:
     ready_block(store)
     ready_block(store, mine=False)
-    store.blocks.deposit(waiting_block(), BlockState.DEPOSITED, 1_000_000, BY)
+    store.blocks.deposit([waiting_block()], BlockState.DEPOSITED, 1_000_000, BY)
     in_touch(store)
     agreed(store, 2)
     store.sharing.grant("far", 256, 1, BY)

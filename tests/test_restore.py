@@ -53,7 +53,7 @@ def upkeep(site: Site, store: Store, custody: Custody, clock: FakeClock) -> Upke
 
 def deposit(custody: Custody, name: str, keys: int = 8) -> None:
     block = RawBlock(BlockName("local", name), 256, KeyMaterial(os.urandom(32 * keys)))
-    custody.deposit(block, BlockState.READY, NO_LIMIT, "device")
+    custody.deposit([block], BlockState.READY, NO_LIMIT, "device")
 
 
 def fetch(custody: Custody, clock: FakeClock, number: int) -> list[OpenKey]:

@@ -16,7 +16,7 @@ from tests.conftest import FakeClock
 def deposit(store: Store, number: int, keys: int) -> None:
     seal = BlockSeal(BlockName("local", f"b{number}"), 1, 256, b"wrapped")
     block = SealedBlock(seal, keys, bytes(keys * segment_bytes(256)), number.to_bytes(32, "big"))
-    store.blocks.deposit(block, BlockState.READY, 10_000, Entry("block.deposit", "test"))
+    store.blocks.deposit([block], BlockState.READY, 10_000, Entry("block.deposit", "test"))
 
 
 @pytest.mark.parametrize(("size", "per_second"), [(256, 4.0), (128, 4.0), (512, 2.0), (4096, 0.25)])

@@ -155,7 +155,7 @@ def test_keys_of_a_revoked_sae_that_a_slave_waits_for_are_burnt_and_those_it_has
     kme.collect(collected)
     outcome = revocation.sae("sae-1")
     assert outcome.delivered == {RELATION: sorted(key.key_id for key in [*collected, *waiting])}
-    assert kme.store.registry.saes(["sae-1"])["sae-1"].revoked
+    assert kme.store.registry.known().saes["sae-1"].revoked
     states = kme.custody.held([key.key_id for key in [*collected, *waiting, *other]])
     assert [states[key.key_id].state for key in [*collected, *waiting, *other]] == ["consumed", "void", "delivered"]
 

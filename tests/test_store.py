@@ -146,7 +146,7 @@ def test_a_writer_waits_for_another_and_then_goes_on(database: Database, subject
 
 
 def test_a_deposit_on_a_full_disk_is_refused_as_passing(subject: Subject) -> None:
-    connection = subject.store.blocks._database.connection
+    connection = subject.store.blocks._database.writers.connected()
     (pages,) = connection.execute("PRAGMA page_count").fetchone()
     connection.execute(f"PRAGMA max_page_count = {pages + 2}")
     before = subject.everything()
@@ -231,6 +231,71 @@ def test_a_log_without_its_head_is_broken_and_takes_nothing(path: Path, subject:
     assert subject.rows("SELECT * FROM block") == []
 
 
+
+@pytest.mark.parametrize(
+    "statement", ["DELETE FROM segments", "DELETE FROM block", "UPDATE segments SET sealed = x'00'"]
+)
+def test_a_key_whose_block_was_tampered_with_ends_like_any_other(subject: Subject, path: Path, statement: str) -> None:
+    subject.fill()
+    keys = subject.claim(2)
+    tamper(path, statement)
+    assert subject.store.keys.void([key.key_id for key in keys], ENTRY) == [key.key_id for key in keys]
+    assert {state for (state,) in subject.rows("SELECT state FROM key")} == {"void"}
+
+
+# The registry -------------------------------------------------------------------------------------------
+
+
+def test_what_another_process_changes_in_the_registry_is_known_at_once_and_read_once(
+    subject: Subject, path: Path
+) -> None:
+    other = Store(path, AuditChain(), FakeClock())
+    assert not other.registry.known().saes
+    for sae_id in ("alice", "bob"):
+        subject.store.registry.add_sae(sae_id, "kme-1", ENTRY)
+        assert sae_id in other.registry.known().saes
+    subject.store.registry.allow("alice", "bob", ENTRY)
+    assert other.registry.known().allowed("alice", ["bob"]) == {"bob"}
+    subject.store.registry.revoke_sae("bob", ENTRY)
+    assert other.registry.known().saes["bob"].revoked
+    subject.store.registry.deny("alice", "bob", ENTRY)
+    assert not other.registry.known().pairs
+    before = other.registry.known()
+    subject.fill()
+    assert other.registry.known() is before
+    other.close()
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE sae SET revoked = 1",
+        "UPDATE sae SET kme_id = 'kme-2'",
+        "DELETE FROM sae WHERE sae_id = 'bob'",
+        "INSERT OR REPLACE INTO sae VALUES ('alice', 'kme-1', 1)",
+        "DELETE FROM pair",
+        "UPDATE pair SET slave = 'carol'",
+        "INSERT INTO pair VALUES ('bob', 'alice')",
+    ],
+)
+def test_no_change_of_the_registry_goes_unseen_whoever_makes_it(subject: Subject, path: Path, statement: str) -> None:
+    for sae_id in ("alice", "bob", "carol"):
+        subject.store.registry.add_sae(sae_id, "kme-1", ENTRY)
+    subject.store.registry.allow("alice", "bob", ENTRY)
+    before = subject.store.registry.known()
+    tamper(path, statement)
+    now = subject.store.registry.known()
+    assert (now.saes, now.pairs) != (before.saes, before.pairs)
+
+
+def test_a_registry_that_does_not_say_its_version_admits_nobody(subject: Subject, path: Path) -> None:
+    subject.store.registry.add_sae("alice", "kme-1", ENTRY)
+    assert subject.store.registry.known().saes
+    tamper(path, "DELETE FROM registry")
+    with pytest.raises(StoreError, match="version"):
+        subject.store.registry.known()
+
+
 # Migrations ---------------------------------------------------------------------------------------------
 
 
@@ -275,6 +340,27 @@ def test_the_next_migration_keeps_what_is_stored(
     assert migrated.keys.held([key.key_id])[key.key_id].key == key
     assert subject.segments(block) == block.segments
     migrated.close()
+
+
+def test_a_migration_counts_what_waited_before_anybody_did(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "store.sqlite"
+    with monkeypatch.context() as older:
+        older.setattr(schema, "MIGRATIONS", schema.MIGRATIONS[:3])
+        migrate(path)
+    tamper(path, "INSERT INTO link (link_id, peer) VALUES ('far', 'kme-2')")
+    tamper(path, "INSERT INTO epoch VALUES (1, 'active', '0011223344')")
+    for number, (state, mine) in enumerate((("deposited", 1), ("deposited", 0), ("ready", 1), ("ready", 0))):
+        tamper(
+            path,
+            "INSERT INTO block (link_id, block_id, state, epoch, key_bits, key_count, live, wrapped, digest,"
+            " deposited_at, mine) VALUES ('far', ?, ?, 1, 256, ?, 9, x'', ?, 0, ?)",
+            *(str(number), state, 10 + number, bytes([number]), mine),
+        )
+    migrate(path)
+    with sqlite3.connect(path) as connection:
+        pool = connection.execute("SELECT key_bits, ready, theirs, waiting FROM pool").fetchall()
+    connection.close()
+    assert pool == [(256, 12, 13, 21)]
 
 
 def test_a_migration_that_fails_leaves_nothing(path: Path, subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -347,14 +433,17 @@ def test_every_connection_has_the_settings_the_guarantees_need(path: Path, subje
 
 
 def test_counting_and_claiming_cost_the_same_whatever_the_size_of_the_pool(subject: Subject) -> None:
-    connection = subject.store.blocks._database.connection
+    database = subject.store.blocks._database
+    connections = (database.connection, database.writers.connected())
 
     def steps(verb: Callable[[], object]) -> int:
         """How many instructions SQLite's machine runs for ``verb``."""
         count = itertools.count()
-        connection.set_progress_handler(lambda: next(count) * 0, 1)
+        for connection in connections:
+            connection.set_progress_handler(lambda: next(count) * 0, 1)
         verb()
-        connection.set_progress_handler(None, 0)
+        for connection in connections:
+            connection.set_progress_handler(None, 0)
         return next(count)
 
     def measured() -> tuple[int, int]:
@@ -366,7 +455,7 @@ def test_counting_and_claiming_cost_the_same_whatever_the_size_of_the_pool(subje
     subject.fill(2)
     counting, claiming = measured()
     for _ in range(150):  # exhausted blocks before the one that is claimed from, ready ones behind it
-        subject.store.blocks.deposit(make_block(2), BlockState.READY, NO_LIMIT, ENTRY)
+        subject.store.blocks.deposit([make_block(2)], BlockState.READY, NO_LIMIT, ENTRY)
     subject.claim(150)
     counting_later, claiming_later = measured()
     assert counting_later == counting

@@ -136,7 +136,7 @@ def test_one_block_deposited_by_many_is_stored_once(subject: Subject, tmp_path: 
 
     def deposit(store: Store) -> None:
         start.wait()
-        outcomes.append(store.blocks.deposit(block, BlockState.READY, NO_LIMIT, ENTRY))
+        outcomes.extend(store.blocks.deposit([block], BlockState.READY, NO_LIMIT, ENTRY))
         store.close()
 
     threads = [threading.Thread(target=deposit, args=(store,)) for store in stores]
@@ -160,7 +160,7 @@ def write_for_ever(path: Path, seed: int, acknowledged: Connection) -> None:
         told: list[object] = []
         if what == "deposit":
             block = make_block(chance.randint(1, 6))
-            store.blocks.deposit(block, BlockState.READY, NO_LIMIT, ENTRY)
+            store.blocks.deposit([block], BlockState.READY, NO_LIMIT, ENTRY)
             told = [block.seal.name.block_id]
         elif what == "claim":
             try:

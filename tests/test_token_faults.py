@@ -19,9 +19,10 @@ import pytest
 
 from hsmkme.errors import ObjectMissing, OperatorFault, RecordFault, TokenMisuse, TokenUnavailable
 from hsmkme.hsm import Token, TokenAddress
+from hsmkme.hsm.answers import Fault
+from hsmkme.hsm.breaker import LATELY_SECONDS, LONGEST_PAUSE_SECONDS
 from hsmkme.hsm.cryptoki import CryptokiError
-from hsmkme.hsm.faults import Fault, fault_of, outward, translated
-from hsmkme.hsm.running import PAUSE_SECONDS
+from hsmkme.hsm.faults import fault_of, outward, translated
 from hsmkme.hsm.softhsm import mend_token_files, token_directory
 from hsmkme.model import RawBlock, SealedBlock
 from tests.blocks import flipped, key_of, open_bytes, part_of
@@ -233,7 +234,7 @@ def test_a_pin_that_stopped_being_right_is_never_tried_again(
         with pytest.raises(OperatorFault) as fault:
             verb(use)
         faults.append(fault.value)
-        clock.now += 10 * PAUSE_SECONDS
+        clock.now += LONGEST_PAUSE_SECONDS
     assert pin.asked == 2
     assert len({str(fault) for fault in faults}) == 1
     assert len({id(fault) for fault in faults}) == len(faults)  # one that is raised twice keeps its callers' frames
@@ -433,7 +434,7 @@ def test_a_device_that_is_away_is_unavailable_left_alone_for_a_while_and_found_a
         with pytest.raises(TokenUnavailable, match="failed a moment ago"):
             counted.open([fresh])
     for _ in range(3):  # after each pause it is tried once
-        clock.now += PAUSE_SECONDS
+        clock.now += LONGEST_PAUSE_SECONDS
         with pytest.raises(TokenUnavailable, match="opening the token again"):
             counted.open([fresh])
         with pytest.raises(TokenUnavailable, match="failed a moment ago"):
@@ -442,7 +443,7 @@ def test_a_device_that_is_away_is_unavailable_left_alone_for_a_while_and_found_a
     unplugged(False)
     with pytest.raises(TokenUnavailable, match="failed a moment ago"):
         counted.open([fresh])
-    clock.now += PAUSE_SECONDS
+    clock.now += LONGEST_PAUSE_SECONDS
     assert open_bytes(counted, fresh) == block.material.reveal()
     assert open_bytes(counted, key_of(part_of(sealed)))
 
@@ -456,7 +457,7 @@ def test_no_verb_that_needs_a_token_object_takes_an_absent_device_for_anything_e
     with pytest.raises(TokenUnavailable):
         VERBS[verb](use)
     unplugged(False)
-    clock.now += PAUSE_SECONDS
+    clock.now += LONGEST_PAUSE_SECONDS
     VERBS[verb](use)
 
 
@@ -469,9 +470,9 @@ def test_an_altered_record_is_no_records_fault_while_the_device_is_away(
     for _ in range(4):
         with pytest.raises(TokenUnavailable):
             counted.open([wrong])
-        clock.now += PAUSE_SECONDS / 2
+        clock.now += LONGEST_PAUSE_SECONDS / 2
     unplugged(False)
-    clock.now += PAUSE_SECONDS
+    clock.now += LONGEST_PAUSE_SECONDS
     with pytest.raises(RecordFault):
         counted.open([wrong])
 
@@ -498,7 +499,7 @@ def test_a_proof_is_made_when_the_token_was_idle_and_not_when_it_just_answered(
 ) -> None:
     counted.digest(block)
     close_all_sessions(address)
-    clock.now += PAUSE_SECONDS
+    clock.now += LATELY_SECONDS
     prove_if_idle(counted)
     assert pin.asked == 1  # it was not asked, else it had noticed
     clock.now += 0.1
@@ -558,7 +559,7 @@ def test_a_token_opened_before_a_fork_is_refused_after_it_and_serves_its_own_pro
         (pkcs11.KeyUnextractable(), Fault.BUG, TokenMisuse),
         (pkcs11.SessionReadOnly(), Fault.BUG, TokenMisuse),
         (pkcs11.PKCS11Error("Unmapped error code 0x1b"), Fault.BUG, TokenMisuse),
-        (CryptokiError("C_InitToken", 0xE0), Fault.BUG, TokenMisuse),
+        (CryptokiError("C_InitToken", 0x54), Fault.BUG, TokenMisuse),
     ],
     ids=lambda value: repr(value) if isinstance(value, Exception) else "",
 )

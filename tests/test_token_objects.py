@@ -361,13 +361,23 @@ def test_the_block_keys_of_the_service_have_one_role_and_do_not_leave_the_token(
 ) -> None:
     open_bytes(own_token, key_of(part_of(own_token.seal(raw_block(1), 1))))
     with own_token._sessions.lane() as lane:
-        (block_key,) = lane.block_keys.values()
+        (block_key,) = lane.session.get_objects({A.TOKEN: False, A.CLASS: ObjectClass.SECRET_KEY})
+        assert block_key.handle == next(iter(lane.opened.values())).key.handle
         assert not hasattr(block_key, "encrypt")
         with pytest.raises(pkcs11.AttributeSensitive):
             block_key[A.VALUE]
         for wrapping in (attackers_key(lane.session), find_object(lane.session, "master/1", ObjectClass.SECRET_KEY)):
             with pytest.raises(pkcs11.KeyUnextractable):
                 wrapping.wrap_key(block_key, mechanism=Mechanism.AES_KEY_WRAP)
+
+
+def test_a_block_key_that_the_token_made_otherwise_is_refused_and_destroyed(own_token: Token) -> None:
+    with own_token._sessions.lane() as lane:
+        other = attackers_key(lane.session)
+        with pytest.raises(OperatorFault, match="COPYABLE, ENCRYPT, MODIFIABLE, SENSITIVE, WRAP differ"):
+            lane.keys._check(other.handle, lane.keys._sealing)
+        with pytest.raises(pkcs11.ObjectHandleInvalid):
+            other.destroy()
 
 
 # What the service does not accept ---------------------------------------------------------------------

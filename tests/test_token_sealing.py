@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import ctypes
+import os
 import pickle
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -10,12 +12,18 @@ from pathlib import Path
 
 import pkcs11
 import pytest
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from pkcs11 import Attribute, KeyType, ObjectClass
 
 from hsmkme.errors import OperatorFault, RecordFault, TokenUnavailable
 from hsmkme.hsm import Token, TokenAddress, sealing
+from hsmkme.hsm.block_keys import BlockKey
+from hsmkme.hsm.cryptoki import CryptokiError, Function
+from hsmkme.hsm.segments import Segments
 from hsmkme.model import BlockName, KeyMaterial, OpenKey, Part, RawBlock, SealedBlock
 from tests.blocks import altered, flipped, key_of, open_bytes, part_of
 from tests.conftest import PIN
+from tests.shim import Shim
 from tests.tokens import evidence_of
 
 HEADER_BYTES = 7  # version, wrapping, sealing, epoch
@@ -95,12 +103,27 @@ def test_the_blob_has_the_form_that_is_written_down(token: Token, raw_block: Cal
     assert len(sealed.digest) == 32
 
 
-def test_what_a_tag_binds_has_the_form_that_is_written_down() -> None:
-    bound = sealing.binding("link-é", "block-1", 256)
-    assert bound == b"\x00\x10hsmkme/segment/1\x00\x07link-\xc3\xa9\x00\x07block-1\x00\x00\x01\x00"
-    parameters = sealing.gcm_parameters(bound, 258)
-    assert bytes(parameters.nonce) == bytes(10) + b"\x01\x02"
-    assert bytes(parameters.aad) == bound + b"\x00\x00\x01\x02"
+def test_a_segment_is_what_anybody_with_the_block_key_makes_of_what_is_written_down(token: Token) -> None:
+    known, plain = os.urandom(32), os.urandom(3 * 32)
+    with token._sessions.lane() as lane:
+        key = lane.session.create_object(
+            {
+                Attribute.CLASS: ObjectClass.SECRET_KEY,
+                Attribute.KEY_TYPE: KeyType.AES,
+                Attribute.TOKEN: False,
+                Attribute.ENCRYPT: True,
+                Attribute.VALUE: known,
+            }
+        )
+        calls = [token._sessions.cryptoki.function(name) for name in (Function.C_EncryptInit, Function.C_Encrypt)]
+        block_key = BlockKey(lane.session.handle, key.handle, False, *calls)
+        sealed = Segments(block_key, BlockName("link-é", "block-1"), 256).run(257, plain)
+        key.destroy()
+    bound = b"\x00\x10hsmkme/segment/1\x00\x07link-\xc3\xa9\x00\x07block-1\x00\x00\x01\x00"
+    for place, number in enumerate((257, 258, 259)):
+        nonce, segment = number.to_bytes(12, "big"), sealed[place * 48 : (place + 1) * 48]
+        opened = AESGCM(known).decrypt(nonce, segment, bound + number.to_bytes(4, "big"))
+        assert opened == plain[place * 32 : (place + 1) * 32]
 
 
 def test_names_that_run_together_are_bound_apart() -> None:
@@ -113,6 +136,49 @@ def test_a_blob_of_the_wrong_length_from_the_token_is_not_stored(raw_block: Call
         sealing.sealed_block(block, 1, bytes(39), bytes(96), bytes(32))
     with pytest.raises(TokenUnavailable):
         sealing.sealed_block(block, 1, bytes(40), bytes(95), bytes(32))
+
+
+def test_a_segment_of_another_length_from_the_token_is_not_taken(
+    token: Token, raw_block: Callable[..., RawBlock]
+) -> None:
+    part = part_of(token.seal(raw_block(1), 1))
+    token.open([key_of(part)])
+    with token._sessions.lane() as lane:
+        key = lane.opened[part.block].key
+
+        def shortened(*arguments: int) -> int:
+            key.run(*arguments)
+            length = ctypes.c_ulong.from_address(arguments[-1])
+            length.value -= 1
+            return 0
+
+        with pytest.raises(CryptokiError):
+            Segments(replace(key, run=shortened), part.block.name, 256).run(0, part.sealed)
+
+
+# How many calls ---------------------------------------------------------------------------------------
+
+
+def test_a_segment_costs_two_calls_and_a_block_key_few(
+    shim: Shim, address: TokenAddress, raw_block: Callable[..., RawBlock]
+) -> None:
+    token = Token(shim.address(address), lambda: PIN)
+    token.seal(raw_block(1), 1)  # finds the objects
+    begun = shim.calls()
+    sealed = token.seal(raw_block(10), 1)
+    for_the_block = ["C_GenerateKey", "C_GetAttributeValue", "C_WrapKey", "C_DestroyObject"]
+    digest = {"C_SignInit": 1, "C_Sign": 2}  # the binding asks for the length first
+    each = {"C_EncryptInit": 10, "C_Encrypt": 10}
+    assert shim.calls() - begun == {**dict.fromkeys(for_the_block, 1), **digest, **each}
+
+    begun = shim.calls()
+    token.open([key_of(part_of(sealed, 0, 1))])
+    once = {"C_UnwrapKey": 1, "C_GetAttributeValue": 1}
+    assert shim.calls() - begun == {**once, "C_DecryptInit": 1, "C_Decrypt": 1}
+    begun = shim.calls()
+    token.open([key_of(part_of(sealed, place, 1)) for place in range(1, 10)])
+    assert shim.calls() - begun == {"C_DecryptInit": 9, "C_Decrypt": 9}
+    token.close()
 
 
 # Nothing else -----------------------------------------------------------------------------------------
@@ -262,7 +328,7 @@ def test_the_block_key_used_last_is_evicted_last(
     for sealed in (kept, others[0], kept, others[1]):
         open_bytes(bounded, key_of(part_of(sealed)))
     with bounded._sessions.lane() as lane:
-        assert list(lane.block_keys) == [kept.seal.wrapped, others[1].seal.wrapped]
+        assert list(lane.opened) == [kept.seal, others[1].seal]
     bounded.close()
 
 
@@ -280,7 +346,7 @@ def test_nothing_stays_of_a_seal_a_proof_a_check_value_or_a_login_that_ended(
     assert session_objects() == 0
 
 
-def test_records_that_do_not_open_leave_no_more_block_keys_than_the_bound(
+def test_records_that_do_not_open_leave_no_block_keys(
     address: TokenAddress, session_objects: Callable[[], int], raw_block: Callable[..., RawBlock], token: Token
 ) -> None:
     token.close()
@@ -289,7 +355,7 @@ def test_records_that_do_not_open_leave_no_more_block_keys_than_the_bound(
         part = part_of(bounded.seal(raw_block(1), 1))
         with pytest.raises(RecordFault):
             bounded.open([key_of(replace(part, sealed=flipped(part.sealed, 0)))])
-    assert 0 < session_objects() <= 2
+    assert session_objects() == 0
     bounded.close()
 
 

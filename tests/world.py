@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import random
 import socket
 import sqlite3
@@ -26,7 +27,11 @@ from hsmkme.config import KeysSection
 from tests.etsi014.description import Description
 from tests.processes import hsmkme
 
-START_SECONDS = 120
+FIRST_PORT = 10_240
+PORTS_ABOVE = 32
+"""How many ports above its ``--port`` a demo may take."""
+WORKER, WORKERS = "PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT"
+"""Which of the processes that run tests this is, ``gw0`` on, and how many there are."""
 Found = TypeVar("Found")
 _EXPORTS = itertools.count(1)
 
@@ -246,10 +251,15 @@ def children_of(pid: int) -> list[int]:
 
 
 def free_port() -> int:
-    """A port that nothing listens at, and that the system gives to no connection before something does."""
+    """A port that nothing listens at, and that the system gives to no connection before something does.
+
+    Tests that run in several processes at once take theirs from parts of their own: nobody is there first.
+    """
     first_of_connections = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    part, parts = int(os.environ.get(WORKER, "gw0")[2:]), int(os.environ.get(WORKERS, "1"))
+    ports = (max(first_of_connections, 12_000) - FIRST_PORT) // parts
     while True:
-        port = random.randrange(10_240, max(first_of_connections - 32, 12_000))
+        port = FIRST_PORT + part * ports + random.randrange(ports - PORTS_ABOVE)
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from hsmkme.api.problems import FaultLog, problem
 from hsmkme.errors import HsmkmeError, StoreUnavailable, TokenUnavailable
+from hsmkme.waiting import aside
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -48,12 +49,15 @@ class Opening:
         return self._application(environ, start_response)
 
     def _open_if_due(self) -> None:
-        with self._turn:
-            if self._application is None and self._clock() >= self._due:
-                try:
-                    self._open()
-                except HsmkmeError as error:
-                    self._failure, self._due = error, math.inf
+        """One request tries; those that come meanwhile are answered as before."""
+        if self._clock() < self._due or not self._turn.acquire(blocking=False):
+            return
+        try:
+            aside(self._open)
+        except HsmkmeError as error:
+            self._failure, self._due = error, math.inf
+        finally:
+            self._turn.release()
 
     def _open(self) -> None:
         try:

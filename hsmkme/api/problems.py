@@ -1,4 +1,4 @@
-"""From an error to an HTTP answer: the one table, and the Error body of ETSI GS QKD 014 §6.5."""
+"""HTTP answers. From an error to one: the one table, and the Error body of ETSI GS QKD 014 §6.5."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import json
 import logging
 import math
 import threading
-from collections.abc import Mapping
-from typing import Final
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Final
 
-from flask import Flask, Response
+from flask import Flask
 from werkzeug.exceptions import HTTPException
 
 from hsmkme.errors import (
@@ -25,6 +27,9 @@ from hsmkme.errors import (
     TokenUnavailable,
 )
 from hsmkme.model import Clock
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
 log = logging.getLogger(__name__)
 
@@ -68,23 +73,39 @@ class FaultLog:
             log.error("%s: %s%s", kind, error, f" (and {untold} more since the last line)" if untold else "")
 
 
-def answer_errors(app: Flask, clock: Clock) -> None:
-    """Let ``app`` answer whatever is raised in it; ``clock`` in seconds."""
-    faults = FaultLog(clock)
+def answer_errors(app: Flask, faults: FaultLog) -> None:
+    """Let ``app`` answer whatever is raised in it."""
     app.register_error_handler(HsmkmeError, lambda error: problem(error, faults))
-    app.register_error_handler(HTTPException, _http_problem)
+    app.register_error_handler(HTTPException, http_problem)
     app.register_error_handler(Exception, _unexpected)
 
 
-def answer(value: Mapping[str, object] | bytes, status: int = 200) -> Response:
-    """A JSON answer that nobody may store (point 29); ``value`` is encoded unless it is bytes."""
-    body = value if isinstance(value, bytes) else json.dumps(value, separators=(",", ":")).encode()
-    response = Response(body, status=status, mimetype="application/json")
-    response.headers["Cache-Control"] = "no-store"
-    return response
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A JSON answer that nobody may store (point 29), as a WSGI application; Flask takes it for a response."""
+
+    body: bytes
+    status: int = 200
+    more: Iterable[tuple[str, str]] = ()
+
+    def __call__(self, _environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """WSGI."""
+        length = str(len(self.body))
+        start_response(_LINES[self.status], [*_FIELDS, ("Content-Length", length), *self.more])
+        return (self.body,)
 
 
-def problem(error: HsmkmeError, faults: FaultLog) -> Response:
+_LINES: Final = {status.value: f"{status.value} {status.phrase}" for status in HTTPStatus}
+_JSON: Final = json.JSONEncoder(separators=(",", ":"))
+_FIELDS: Final = (("Content-Type", "application/json"), ("Cache-Control", "no-store"))
+
+
+def answer(value: Mapping[str, object], status: int = 200, more: Iterable[tuple[str, str]] = ()) -> Answer:
+    """An answer that says ``value``, with ``more`` header fields."""
+    return Answer(_JSON.encode(value).encode(), status, more)
+
+
+def problem(error: HsmkmeError, faults: FaultLog) -> Answer:
     """The answer to an error. Only a refused request explains itself; faults of token and store stay inside."""
     status = _STATUS.get(type(error), 503)
     if isinstance(error, RequestRefused):
@@ -95,22 +116,17 @@ def problem(error: HsmkmeError, faults: FaultLog) -> Response:
     else:
         body = {"message": _UNAVAILABLE}
         faults.tell(error)
-    response = answer(body, status)
-    if status == 503:
-        response.headers["Retry-After"] = str(getattr(error, "retry_after", _RETRY_SECONDS))
-    return response
+    retry_after = [("Retry-After", str(getattr(error, "retry_after", _RETRY_SECONDS)))] if status == 503 else []
+    return answer(body, status, retry_after)
 
 
-def _http_problem(error: HTTPException) -> Response:
+def http_problem(error: HTTPException) -> Answer:
     """Errors of routing and transport: 404, 405, 413."""
-    response = answer({"message": error.description or error.name}, error.code or 500)
-    for name, value in error.get_headers():
-        if name == "Allow":
-            response.headers[name] = value
-    return response
+    allow = [(name, value) for name, value in error.get_headers() if name == "Allow"]
+    return answer({"message": error.description or error.name}, error.code or 500, allow)
 
 
-def _unexpected(error: Exception) -> Response:
+def _unexpected(error: Exception) -> Answer:
     """A defect: the traceback goes to the log, nothing goes to the caller."""
     log.exception("unexpected %s", type(error).__name__)
     return answer({"message": _UNAVAILABLE}, 500)

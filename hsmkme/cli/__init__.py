@@ -52,6 +52,8 @@ _MODULES: Final = {
     "revoke": "revoke",
     "prove-destroyed": "receipts",
     "demo": "demo",
+    "bench": "bench",
+    "hsm": "hsm",
 }
 """The module of each command: imported when the command is called, for no command needs all of them."""
 

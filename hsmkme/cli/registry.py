@@ -46,10 +46,11 @@ def sae_revoke(sae_id: str, config: str | None) -> None:
 def sae_show(sae_id: str, config: str | None, as_json: bool) -> None:
     """One SAE: its state, whom it may exchange keys with, and its relations."""
     store = bootstrap.open_store(load_config(config))
-    found = store.registry.saes([sae_id]).get(sae_id)
+    known = store.registry.known()
+    found = known.saes.get(sae_id)
     if found is None:
         raise StoreError(f"no SAE {sae_id} is registered")
-    pairs = store.registry.pairs()
+    pairs = sorted(known.pairs)
     facts: dict[str, Any] = {
         "sae": sae_id,
         "kme": found.kme_id,
@@ -73,7 +74,7 @@ def sae_show(sae_id: str, config: str | None, as_json: bool) -> None:
 @JSON_OPTION
 def sae_list(config: str | None, as_json: bool) -> None:
     """Every SAE."""
-    saes = bootstrap.open_store(load_config(config)).registry.all_saes()
+    saes = bootstrap.open_store(load_config(config)).registry.known().saes.values()
     rows = [{"sae": s.sae_id, "kme": s.kme_id, "state": "revoked" if s.revoked else "active"} for s in saes]
     show(rows, ("sae", "kme", "state"), as_json=as_json)
 
@@ -108,5 +109,5 @@ def pair_deny(master: str, slave: str, config: str | None) -> None:
 @JSON_OPTION
 def pair_list(config: str | None, as_json: bool) -> None:
     """Every pair that is allowed."""
-    pairs = bootstrap.open_store(load_config(config)).registry.pairs()
-    show([{"master": m, "slave": s} for m, s in pairs], ("master", "slave"), as_json=as_json)
+    pairs = bootstrap.open_store(load_config(config)).registry.known().pairs
+    show([{"master": m, "slave": s} for m, s in sorted(pairs)], ("master", "slave"), as_json=as_json)

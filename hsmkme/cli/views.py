@@ -37,7 +37,7 @@ def key_show(key_id: UUID, config: str | None, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"key": found, "history": history}))
         return
-    kme_of = {name: sae.kme_id for name, sae in store.registry.saes((found or {}).get("elsewhere", [])).items()}
+    kme_of = {name: sae.kme_id for name, sae in store.registry.known().saes.items()}
     for name, value in _lines(found or {}, kme_of).items():
         console.print(f"[bold]{name:>14}[/bold]  {_readable(name, value)}")
     show((found or {}).get("parts", []), ("link", "block", "block_state", "epoch", "first", "count"), as_json=False)

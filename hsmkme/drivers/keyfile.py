@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain
+from itertools import chain, islice
 from typing import BinaryIO, Final, Literal
 from uuid import uuid4
 
@@ -24,6 +24,9 @@ from hsmkme.model import SEGMENT_BITS_STEP, BlockName, KeyMaterial, RawBlock
 Format = Literal["auto", "binary", "hex", "base64"]
 
 FORMATS: Final = ("auto", "binary", "hex", "base64")
+BATCH_BLOCKS: Final = 16
+"""How many blocks share a commit, where a device can give them all again. Others wait for the store meanwhile."""
+
 _SAMPLE_BYTES: Final = 4096
 _LINE_LIMIT: Final = 1 << 20
 """Longer lines are read in pieces of this length, which is a whole number of hex and base64 groups."""
@@ -68,6 +71,10 @@ class KeyFile:
             block_id = first_id if number == 0 else f"{first_id}/{number}"
             yield replace(block, name=BlockName(self.link_id, block_id))
 
+    def batches(self) -> Iterator[list[RawBlock]]:
+        """The same, several at a time of a file, which is there for another try. Of a pipe each at once."""
+        return batched(self.blocks(), BATCH_BLOCKS if self.stream.seekable() else 1)
+
     def _decoded(self, on_bytes: Callable[[int], None] = lambda _: None) -> Iterator[bytes]:
         sample = self.stream.read(_SAMPLE_BYTES)
         if not sample:
@@ -90,6 +97,12 @@ class KeyFile:
             on_bytes(len(line))
             yield decode_line(line.strip(), form, number)
             number += line.endswith(b"\n")
+
+
+def batched(blocks: Iterator[RawBlock], most: int) -> Iterator[list[RawBlock]]:
+    """The same blocks, ``most`` at a time."""
+    while batch := list(islice(blocks, most)):
+        yield batch
 
 
 def check_key_bits(key_bits: int) -> None:

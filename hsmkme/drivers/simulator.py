@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from hsmkme.drivers.keyfile import check_key_bits
+from hsmkme.drivers.keyfile import BATCH_BLOCKS, batched, check_key_bits
 from hsmkme.model import BlockName, KeyMaterial, RawBlock
 
 _TAG_BYTES: Final = 4
@@ -45,6 +45,10 @@ class Simulator:
             made, number = made + keys, number + 1
             if self.rate:
                 self.sleep(keys / self.rate)
+
+    def batches(self) -> Iterator[list[RawBlock]]:
+        """The same; several at a time if they are made as fast as they are taken."""
+        return batched(self.blocks(), 1 if self.rate else BATCH_BLOCKS)
 
     def block(self, number: int, keys: int) -> RawBlock:
         """Block ``number`` with ``keys`` keys: SHAKE-256 over seed, link, number, and how many keys of what size.

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -23,8 +23,8 @@ log = logging.getLogger(__name__)
 
 _PIECE_BYTES: Final = 1 << 20
 
-Deposit = Callable[[RawBlock, str], object]
-"""Deposits one block for an actor: ``intake.Intake.take``."""
+Deposit = Callable[[Sequence[RawBlock], str], object]
+"""Deposits blocks for an actor: ``intake.Intake.take``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ class Spool:
             self._refuse(path, refusal)
             return False
         except OSError as error:
-            log.error("spool %s: %s cannot be read, it will be tried again: %s", self.directory, path.name, error)
+            log.error("spool %s: %a cannot be read, it will be tried again: %s", self.directory, path.name, error)
             return False
         self._finish(path)
         return True
@@ -79,8 +79,8 @@ class Spool:
     def _take(self, path: Path, deposit: Deposit) -> None:
         with path.open("rb") as stream:
             keyfile = KeyFile(stream, self.link_id, path.stem, self.key_bits, self.block_keys, self.format)
-            for block in keyfile.blocks():
-                deposit(block, f"spool:{self.link_id}")
+            for blocks in keyfile.batches():
+                deposit(blocks, f"spool:{self.link_id}")
 
     def _finish(self, path: Path) -> None:
         """Move a deposited file, then empty it: a crash before leaves it to be deposited again, as known; a
@@ -90,7 +90,7 @@ class Spool:
         _empty(target)
 
     def _refuse(self, path: Path, refusal: DepositRefused) -> None:
-        log.error("spool %s: %s refused: %s", self.directory, path.name, refusal)
+        log.error("spool %s: %a refused: %s", self.directory, path.name, refusal)
         target = self._free("refused", path.name)
         target.with_name(target.name + ".reason").write_text(f"{refusal}\n", encoding="utf-8")
         path.rename(target)

@@ -4,7 +4,7 @@
 creates and destroys token objects; only ceremonies may import it.
 """
 
-from hsmkme.hsm.profiles import Profile, TokenAddress, load_profile
+from hsmkme.hsm.profiles import Profile, TokenAddress, load_profile, read_profile
 from hsmkme.hsm.token import Token
 
-__all__ = ["Profile", "Token", "TokenAddress", "load_profile"]
+__all__ = ["Profile", "Token", "TokenAddress", "load_profile", "read_profile"]

@@ -1,38 +1,72 @@
-"""The Cryptoki calls that the binding lacks, through the module's own function list.
+"""Cryptoki's own calls, through the module's function list, where the binding lacks one or spends several on it.
 
-``C_Initialize`` with ``CKF_OS_LOCKING_OK``, ``C_InitToken``, and ``C_GetAttributeValue`` of an attribute
-that is itself a template (the binding would hand the module uninitialised pointers).
+``C_Initialize`` with ``CKF_OS_LOCKING_OK``, ``C_InitToken``, ``C_GetAttributeValue`` of an attribute that is
+itself a template (the binding would hand the module uninitialised pointers), and what `hsm/block_keys.py` does.
 """
 
 from __future__ import annotations
 
 import ctypes
 import struct
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import Enum
 from typing import Any, Final
 
 CKR_OK: Final = 0
+CKR_ENCRYPTED_DATA_LEN_RANGE: Final = 0x41
 CKR_FUNCTION_NOT_SUPPORTED: Final = 0x54
-CKR_OBJECT_HANDLE_INVALID: Final = 0x82
-CKR_PINS_REFUSED: Final = (0xA0, 0xA1, 0xA2)
-"""CKR_PIN_INCORRECT, CKR_PIN_INVALID, CKR_PIN_LEN_RANGE."""
-CKR_SESSION_HANDLE_INVALID: Final = 0xB3
 CKR_CRYPTOKI_NOT_INITIALIZED: Final = 0x190
 CKR_CRYPTOKI_ALREADY_INITIALIZED: Final = 0x191
 CKF_OS_LOCKING_OK: Final = 0x2
 
-# Positions in CK_FUNCTION_LIST (PKCS#11 v2.40 §5), which begins with a two-byte version, padded.
-_INITIALIZE: Final = 0
-_FINALIZE: Final = 1
-_INIT_TOKEN: Final = 9
-_GET_ATTRIBUTE_VALUE: Final = 24
-
 _WORD: Final = ctypes.sizeof(ctypes.c_void_p)
 
+WORD: Final = ctypes.c_ulong
+POINTER: Final = ctypes.c_void_p
+"""Also of bytes, which a call is handed where they are; they must outlive it."""
 
-class _Attribute(ctypes.Structure):
+
+class Function(Enum):
+    """Position in CK_FUNCTION_LIST (PKCS#11 v2.40 §5), which begins with a two-byte version, padded; arguments."""
+
+    C_Initialize = 0, POINTER
+    C_Finalize = 1, POINTER
+    C_InitToken = 9, WORD, POINTER, WORD, POINTER
+    C_DestroyObject = 22, WORD, WORD
+    C_GetAttributeValue = 24, WORD, WORD, POINTER, WORD
+    C_EncryptInit = 29, WORD, POINTER, WORD
+    C_Encrypt = 30, WORD, POINTER, WORD, POINTER, POINTER
+    C_DecryptInit = 33, WORD, POINTER, WORD
+    C_Decrypt = 34, WORD, POINTER, WORD, POINTER, POINTER
+    C_GenerateKey = 58, WORD, POINTER, POINTER, WORD, POINTER
+    C_WrapKey = 60, WORD, POINTER, WORD, WORD, POINTER, POINTER
+    C_UnwrapKey = 61, WORD, POINTER, WORD, POINTER, WORD, POINTER, WORD, POINTER
+
+
+class CkAttribute(ctypes.Structure):
     """CK_ATTRIBUTE."""
 
-    _fields_ = [("type", ctypes.c_ulong), ("value", ctypes.c_void_p), ("length", ctypes.c_ulong)]
+    _fields_ = [("type", WORD), ("value", POINTER), ("length", WORD)]
+
+
+class CkMechanism(ctypes.Structure):
+    """CK_MECHANISM."""
+
+    _fields_ = [("type", WORD), ("parameter", POINTER), ("length", WORD)]
+
+
+class CkGcmParams(ctypes.Structure):
+    """CK_GCM_PARAMS; lengths of nonce, additional data (bytes) and tag (bits)."""
+
+    _fields_ = [
+        ("nonce", POINTER),
+        ("nonce_bytes", WORD),
+        ("nonce_bits", WORD),
+        ("bound", POINTER),
+        ("bound_bytes", WORD),
+        ("tag_bits", WORD),
+    ]
 
 
 class _InitializeArgs(ctypes.Structure):
@@ -58,57 +92,68 @@ class Cryptoki:
 
     def __init__(self, path: str) -> None:
         self._library = ctypes.CDLL(path)
-        functions = ctypes.c_void_p()
-        _check("C_GetFunctionList", self._library.C_GetFunctionList(ctypes.byref(functions)))
-        if functions.value is None:
-            raise CryptokiError("C_GetFunctionList", CKR_OK)
+        functions = POINTER()
+        code = self._library.C_GetFunctionList(ctypes.byref(functions))
+        if code != CKR_OK or functions.value is None:
+            raise CryptokiError("C_GetFunctionList", code)
         self._table = functions.value
+        self._bound: dict[Function, Callable[..., int]] = {}
 
-    def _function(self, position: int, *arguments: Any) -> Any:
-        address = ctypes.c_void_p.from_address(self._table + _WORD * (1 + position)).value
+    def function(self, function: Function) -> Callable[..., int]:
+        """``function`` as this module has it; it raises `CryptokiError` for any answer but CKR_OK."""
+        if function not in self._bound:
+            self._bound[function] = self._bind(function)
+        return self._bound[function]
+
+    def _bind(self, function: Function) -> Callable[..., int]:
+        position, *arguments = function.value
+        address = POINTER.from_address(self._table + _WORD * (1 + position)).value
         if address is None:
-            raise CryptokiError(f"function {position} of the list", CKR_FUNCTION_NOT_SUPPORTED)
-        return ctypes.CFUNCTYPE(ctypes.c_ulong, *arguments)(address)
+            raise CryptokiError(function.name, CKR_FUNCTION_NOT_SUPPORTED)
+        called = ctypes.CFUNCTYPE(WORD, *arguments)(address)
+
+        def check(code: int, *_: Any) -> int:
+            if code:
+                raise CryptokiError(function.name, code)
+            return code
+
+        called.errcheck = check  # type: ignore[assignment]
+        return called
 
     def initialize_for_threads(self) -> None:
         """``C_Initialize`` saying that several threads will call and the module must lock."""
         arguments = _InitializeArgs()
         arguments.flags = CKF_OS_LOCKING_OK
-        code = self._function(_INITIALIZE, ctypes.c_void_p)(ctypes.byref(arguments))
-        if code != CKR_CRYPTOKI_ALREADY_INITIALIZED:
-            _check("C_Initialize", code)
+        with _already(CKR_CRYPTOKI_ALREADY_INITIALIZED):
+            self.function(Function.C_Initialize)(ctypes.byref(arguments))
 
     def finalize(self) -> None:
         """``C_Finalize``: closes every session of the process."""
-        code = self._function(_FINALIZE, ctypes.c_void_p)(None)
-        if code != CKR_CRYPTOKI_NOT_INITIALIZED:
-            _check("C_Finalize", code)
+        with _already(CKR_CRYPTOKI_NOT_INITIALIZED):
+            self.function(Function.C_Finalize)(None)
 
     def init_token(self, slot: int, so_pin: str, label: str) -> None:
         """``C_InitToken``: erase what the slot holds and set the SO PIN; ``label`` ≤ 32 bytes of UTF-8."""
         pin, padded = so_pin.encode(), label.encode().ljust(32)
         if len(padded) > 32:
             raise ValueError(f"a token label has at most 32 bytes: {label!r}")
-        call = self._function(_INIT_TOKEN, ctypes.c_ulong, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p)
-        _check("C_InitToken", call(slot, pin, len(pin), padded))
+        self.function(Function.C_InitToken)(slot, pin, len(pin), padded)
 
     def nested_template(self, session: int, handle: int, attribute: int) -> dict[int, bytes]:
         """The attributes inside a template-valued attribute, by type, as raw bytes.
 
         Three calls: how many there are, how long each is, their values.
         """
-        call = self._function(
-            _GET_ATTRIBUTE_VALUE, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_void_p, ctypes.c_ulong
-        )
-        outer = _Attribute(attribute, None, 0)
-        _check("C_GetAttributeValue", call(session, handle, ctypes.byref(outer), 1))
-        inner = (_Attribute * (outer.length // ctypes.sizeof(_Attribute)))()
+        read = self.function(Function.C_GetAttributeValue)
+        outer = CkAttribute(attribute, None, 0)
+        read(session, handle, ctypes.byref(outer), 1)
+        inner = (CkAttribute * (outer.length // ctypes.sizeof(CkAttribute)))()
         outer.value = ctypes.addressof(inner)
-        _check("C_GetAttributeValue", call(session, handle, ctypes.byref(outer), 1))
+        read(session, handle, ctypes.byref(outer), 1)
         buffers = [ctypes.create_string_buffer(entry.length) for entry in inner]
         for entry, buffer in zip(inner, buffers, strict=True):
             entry.value = ctypes.addressof(buffer)
-        _check("C_GetAttributeValue", call(session, handle, ctypes.byref(outer), 1))
+        read(session, handle, ctypes.byref(outer), 1)
         return {entry.type: buffer.raw for entry, buffer in zip(inner, buffers, strict=True)}
 
 
@@ -125,6 +170,11 @@ class PackedTemplate:
         )
 
 
-def _check(call: str, code: int) -> None:
-    if code != CKR_OK:
-        raise CryptokiError(call, code)
+@contextmanager
+def _already(code: int) -> Iterator[None]:
+    """What was to be done was done already if the answer is ``code``."""
+    try:
+        yield
+    except CryptokiError as error:
+        if error.code != code:
+            raise

@@ -1,116 +1,64 @@
-"""Which of five things a PKCS#11 error means, and the product's own error for it.
-
-record    this blob does not open: quarantine the row (only after the sentinel opened)
-session   handles or login were lost: reset, find the objects again, try once more
-device    the token fails: 503 until it answers again
-operator  a person must act; a login is never retried
-bug       the call is forbidden: a defect, never retried
-"""
+"""From an error of the binding to what it means, and to the product's own error for it."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from enum import StrEnum
 from typing import Final
 
 import pkcs11
 
 from hsmkme.errors import OperatorFault, PinRefused, TokenError, TokenMisuse, TokenUnavailable
-from hsmkme.hsm.cryptoki import (
-    CKR_CRYPTOKI_NOT_INITIALIZED,
-    CKR_OBJECT_HANDLE_INVALID,
-    CKR_PINS_REFUSED,
-    CKR_SESSION_HANDLE_INVALID,
-    CryptokiError,
-)
+from hsmkme.hsm.answers import CODES, Fault, fault_of_code
+from hsmkme.hsm.cryptoki import CryptokiError
 
-
-class Fault(StrEnum):
-    """The five kinds."""
-
-    RECORD = "record"
-    SESSION = "session"
-    DEVICE = "device"
-    OPERATOR = "operator"
-    BUG = "bug"
-
-
-_BY_CLASS: Final[dict[type[Exception], Fault]] = {
-    **dict.fromkeys(
-        (
-            # The first two are what SoftHSM 2.6 says of an altered blob, and of a dying device alike.
-            pkcs11.GeneralError,
-            pkcs11.FunctionFailed,
-            pkcs11.EncryptedDataInvalid,
-            pkcs11.EncryptedDataLenRange,
-            pkcs11.WrappedKeyInvalid,
-            pkcs11.WrappedKeyLenRange,
-        ),
-        Fault.RECORD,
-    ),
-    **dict.fromkeys(
-        (
-            pkcs11.SessionHandleInvalid,
-            pkcs11.SessionClosed,
-            pkcs11.OperationActive,
-            pkcs11.OperationNotInitialized,
-            pkcs11.UserNotLoggedIn,
-            pkcs11.ObjectHandleInvalid,
-            pkcs11.KeyHandleInvalid,
-            pkcs11.WrappingKeyHandleInvalid,
-            pkcs11.UnwrappingKeyHandleInvalid,
-        ),
-        Fault.SESSION,
-    ),
-    **dict.fromkeys(
-        (
-            pkcs11.DeviceError,
-            pkcs11.DeviceMemory,
-            pkcs11.DeviceRemoved,
-            pkcs11.HostMemory,
-            pkcs11.SessionCount,
-            pkcs11.TokenNotPresent,
-            pkcs11.TokenNotRecognised,
-            pkcs11.SlotIDInvalid,
-            pkcs11.NoSuchToken,
-            pkcs11.FunctionCancelled,
-        ),
-        Fault.DEVICE,
-    ),
-    **dict.fromkeys(
-        (
-            pkcs11.PinExpired,
-            pkcs11.PinIncorrect,
-            pkcs11.PinInvalid,
-            pkcs11.PinLenRange,
-            pkcs11.PinLocked,
-            pkcs11.UserPinNotInitialized,
-            pkcs11.NoSuchKey,
-            pkcs11.MultipleObjectsReturned,
-            pkcs11.MultipleTokensReturned,
-        ),
-        Fault.OPERATOR,
-    ),
+# What the binding finds wrong by itself.
+_OF_THE_BINDING: Final[dict[type[Exception], Fault]] = {
+    pkcs11.NoSuchToken: Fault.DEVICE,
+    pkcs11.NoSuchKey: Fault.OPERATOR,
+    pkcs11.MultipleObjectsReturned: Fault.OPERATOR,
+    pkcs11.MultipleTokensReturned: Fault.OPERATOR,
 }
 
-_HANDLES_LOST: Final = (CKR_OBJECT_HANDLE_INVALID, CKR_SESSION_HANDLE_INVALID, CKR_CRYPTOKI_NOT_INITIALIZED)
+# The binding names its classes after the answers, but for these.
+_OTHERWISE_NAMED: Final = {
+    "tokennotrecognised": "TOKEN_NOT_RECOGNIZED",
+    "functioncancelled": "FUNCTION_CANCELED",
+    "anotheruseralreadyloggedin": "USER_ANOTHER_ALREADY_LOGGED_IN",
+}
+_NAMED: Final = {name.replace("_", "").lower(): code for name, code in CODES.items()} | {
+    ours: CODES[name] for ours, name in _OTHERWISE_NAMED.items()
+}
 
-_PIN_REFUSED: Final = (pkcs11.PinIncorrect, pkcs11.PinInvalid, pkcs11.PinLenRange)
+# Answers for which it has no class, only words.
+_WORDS: Final = {
+    "Initialisation error (not initialized)": CODES["CRYPTOKI_NOT_INITIALIZED"],
+    "Initialisation error (already initialized)": CODES["CRYPTOKI_ALREADY_INITIALIZED"],
+    "Buffer was too small": CODES["BUFFER_TOO_SMALL"],
+    "Parallel not supported": CODES["SESSION_PARALLEL_NOT_SUPPORTED"],
+    "User type invalid": CODES["USER_TYPE_INVALID"],
+}
+_PINS_REFUSED: Final = tuple(CODES[f"PIN_{why}"] for why in ("INCORRECT", "INVALID", "LEN_RANGE", "TOO_WEAK"))
+_UNMAPPED: Final = re.compile(r"Unmapped error code (0x[0-9a-f]+)")
 
-# The binding has no class for CKR_CRYPTOKI_NOT_INITIALIZED, only these words.
-_FINALISED: Final = "Initialisation error (not initialized)"
+
+def code_of(error: Exception) -> int | None:
+    """The answer of the token (CKR_*) that ``error`` stands for; None if the binding found it by itself."""
+    if isinstance(error, CryptokiError):
+        return error.code
+    if type(error) is not pkcs11.PKCS11Error:
+        return _NAMED.get(type(error).__name__.lower())
+    unmapped = _UNMAPPED.match(str(error))
+    if unmapped is not None:
+        return int(unmapped[1], 16)
+    return next((code for words, code in _WORDS.items() if str(error).startswith(words)), None)
 
 
 def fault_of(error: Exception) -> Fault:
-    """The kind of a binding error; what is not known is a bug."""
-    if isinstance(error, CryptokiError):
-        if error.code in CKR_PINS_REFUSED:
-            return Fault.OPERATOR
-        return Fault.SESSION if error.code in _HANDLES_LOST else Fault.BUG
-    if str(error).startswith(_FINALISED):
-        return Fault.SESSION
-    return _BY_CLASS.get(type(error), Fault.BUG)
+    """The kind of an error of the binding; what is not known is a bug."""
+    code = code_of(error)
+    return _OF_THE_BINDING.get(type(error), Fault.BUG) if code is None else fault_of_code(code)
 
 
 @contextmanager
@@ -130,8 +78,7 @@ def outward(error: Exception, doing: str) -> TokenError:
     name = type(error).__name__
     match fault_of(error):
         case Fault.OPERATOR:
-            refused = isinstance(error, (CryptokiError, *_PIN_REFUSED))  # the only faults of an operator that it has
-            kind = PinRefused if refused else OperatorFault
+            kind = PinRefused if code_of(error) in _PINS_REFUSED else OperatorFault
             return kind(f"{doing}: the token answers {name}; an operator must act")
         case Fault.BUG:
             detail = f" ({error})" if str(error) else ""

@@ -8,7 +8,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from hsmkme.errors import OperatorFault
 
@@ -18,7 +18,8 @@ class Profile(BaseModel):
 
     ``locking``: ``serial`` puts one process-wide lock around every use of the module; ``parallel`` asks the
     module to lock by itself (``CKF_OS_LOCKING_OK``) and uses up to ``max_sessions`` sessions at once.
-    ``library`` is the module's own (major, minor) version that the profile was proved with.
+    ``library`` is the module's own (major, minor) version that the profile was proved with. ``found`` is what
+    `hsmkme hsm check` saw of each operation: for people.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -28,6 +29,7 @@ class Profile(BaseModel):
     library: tuple[int, int]
     locking: Literal["serial", "parallel"]
     max_sessions: int
+    found: dict[str, str] = {}
 
 
 def profile_names() -> list[str]:
@@ -40,7 +42,20 @@ def load_profile(name: str) -> Profile:
     """The shipped profile ``name``; raises `OperatorFault` naming those that exist."""
     if name not in profile_names():
         raise OperatorFault(f"no token profile {name!r}; there are: {', '.join(profile_names())}")
-    text = (resources.files("hsmkme.hsm") / "profiles" / f"{name}.toml").read_text()
+    return _profile((resources.files("hsmkme.hsm") / "profiles" / f"{name}.toml").read_text())
+
+
+def read_profile(path: Path) -> Profile:
+    """The profile in the file at ``path``; raises `OperatorFault` saying what is wrong with it."""
+    try:
+        return _profile(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise OperatorFault(f"the token profile {path} cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, ValidationError) as error:
+        raise OperatorFault(f"{path} is no token profile: {error}") from error
+
+
+def _profile(text: str) -> Profile:
     return Profile.model_validate(tomllib.loads(text))
 
 

@@ -18,7 +18,8 @@ from pkcs11.mechanisms import Mechanism
 
 from hsmkme.errors import TokenUnavailable
 from hsmkme.hsm import sealing, templates
-from hsmkme.hsm.faults import Fault, fault_of
+from hsmkme.hsm.answers import Fault
+from hsmkme.hsm.faults import fault_of
 from hsmkme.hsm.objects import find_object, master_label
 from hsmkme.hsm.running import Runner
 from hsmkme.hsm.session import Lane

@@ -10,21 +10,23 @@ from __future__ import annotations
 import struct
 from typing import Final
 
-from pkcs11 import GCMParams
-
 from hsmkme.errors import TokenUnavailable
-from hsmkme.model import BlockSeal, RawBlock, SealedBlock, segment_bytes
+from hsmkme.model import BlockName, BlockSeal, KeyMaterial, Part, RawBlock, SealedBlock, segment_bytes
 
 _HEADER: Final = struct.Struct(">BBBI")
 _VERSION: Final = 1
 _WRAPPING_AES_KW: Final = 1
 _SEALING_GCM: Final = 1
-_NONCE_BYTES: Final = 12
 _DOMAIN: Final = b"hsmkme/segment/1"
 _TAG_DOMAIN: Final = b"kme-peer/1/tag"
+_LAST_NUMBER: Final = 0xFFFF_FFFF
 
+NONCE_BYTES: Final = 12
 WRAPPED_KEY_BYTES: Final = 40
 BLOCK_KEY_BITS: Final = 256
+
+SENTINEL: Final = RawBlock(BlockName("sentinel", "sentinel"), 256, KeyMaterial(bytes(range(32))))
+"""A known answer: when it opens, the token works."""
 
 
 def with_header(epoch: int, wrapped_key: bytes) -> bytes:
@@ -45,11 +47,6 @@ def binding(seal_name_link: str, block_id: str, key_bits: int) -> bytes:
     return b"".join(struct.pack(">H", len(part)) + part for part in parts) + struct.pack(">I", key_bits)
 
 
-def gcm_parameters(bound: bytes, index: int) -> GCMParams:
-    """Nonce and additional data of segment ``index``."""
-    return GCMParams(index.to_bytes(_NONCE_BYTES, "big"), bound + struct.pack(">I", index))
-
-
 def digest_input(block: RawBlock) -> bytes:
     """What the keyed digest of a block covers: its bytes, whatever its name and however they are cut into keys."""
     return b"hsmkme/block-digest/1" + block.material.reveal()
@@ -68,10 +65,14 @@ def tag_input(block: RawBlock) -> bytes:
     return b"".join(struct.pack(">I", len(part)) + part for part in (*parts, form, block.material.reveal()))
 
 
-def slices(sealed: bytes, key_bits: int) -> list[bytes]:
-    """The single segments of a run of them."""
-    stride = segment_bytes(key_bits)
-    return [sealed[start : start + stride] for start in range(0, len(sealed), stride)]
+def is_whole(part: Part) -> bool:
+    """Whether a part has as many segments as it says, of a size and at numbers that there can be."""
+    key_bits = part.block.key_bits
+    return (
+        key_bits > 0
+        and 0 <= part.first <= _LAST_NUMBER - part.count
+        and len(part.sealed) == part.count * segment_bytes(key_bits)
+    )
 
 
 def sealed_block(block: RawBlock, epoch: int, wrapped_key: bytes, segments: bytes, digest: bytes) -> SealedBlock:

@@ -14,21 +14,23 @@ import fcntl
 import os
 import queue
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import pkcs11
 
 from hsmkme.errors import OperatorFault, TokenMisuse, TokenUnavailable
+from hsmkme.hsm.block_keys import BlockKeys
 from hsmkme.hsm.cryptoki import Cryptoki
 from hsmkme.hsm.faults import translated
 from hsmkme.hsm.module import load_module
 from hsmkme.hsm.profiles import TokenAddress
+from hsmkme.hsm.segments import Segments
 from hsmkme.hsm.softhsm import mend_token_files
 from hsmkme.hsm.templates import mapper
+from hsmkme.model import BlockSeal
 
 LANE_WAIT_SECONDS: Final = 10.0
 """How long a caller waits for a lane: a C call cannot be cancelled, so what waits on it is bounded."""
@@ -50,11 +52,30 @@ PinSource = Callable[[], str]
 
 @dataclass(slots=True)
 class Lane:
-    """A session and what was reached through it."""
+    """A session and what was reached through it: token objects, and the blocks whose keys are unwrapped."""
 
     session: Any
+    keys: BlockKeys
     objects: dict[str, Any] = field(default_factory=dict)
-    block_keys: OrderedDict[bytes, Any] = field(default_factory=OrderedDict)
+    opened: dict[BlockSeal, Segments] = field(default_factory=dict)
+
+
+class _Idle:
+    """Lanes that nobody uses. The one used last is lent first: what is asked for next may be unwrapped in it."""
+
+    def __init__(self) -> None:
+        self._lanes: list[Lane] = []
+        self._count: queue.SimpleQueue[None] = queue.SimpleQueue()
+
+    def put(self, lane: Lane) -> None:
+        """A lane that is free again."""
+        self._lanes.append(lane)
+        self._count.put(None)
+
+    def get(self, timeout: float) -> Lane:
+        """A lane; raises ``queue.Empty`` if none becomes free in so many seconds."""
+        self._count.get(timeout=timeout)
+        return self._lanes.pop()
 
 
 class Sessions:
@@ -64,8 +85,9 @@ class Sessions:
         self.address = address
         self._pin = pin
         self._writable = writable
+        self._serial = address.profile.locking == "serial"
         self._pid = os.getpid()
-        self._lanes: queue.LifoQueue[Lane] = queue.LifoQueue()
+        self._lanes = _Idle()
         self._lanes_open = 0
         self._anchor: Any = None
         self._started = _Module.starts
@@ -84,11 +106,14 @@ class Sessions:
                 self._log_in()
 
     def _log_in(self) -> None:
+        """Also the last time this was the token: the PIN is for no other, and no record of its own opens in another."""
         token = find_token(self._module, self.address)
+        self.address = replace(self.address, serial=token.serial.decode(errors="replace"))
         self._started = _Module.starts
         self._anchor = token.open(rw=self._writable, user_pin=self._pin(), attribute_mapper=mapper())
         for _ in range(self.address.profile.max_sessions):
-            self._lanes.put(Lane(token.open(rw=self._writable, attribute_mapper=mapper())))
+            session = token.open(rw=self._writable, attribute_mapper=mapper())
+            self._lanes.put(Lane(session, BlockKeys(self.cryptoki, session.handle)))
             self._lanes_open += 1
 
     @contextmanager
@@ -97,7 +122,8 @@ class Sessions:
 
         Raises `TokenUnavailable` when none becomes free in time, ``SessionClosed`` when handles were lost.
         """
-        with self._module_turn():
+        self._take_module()
+        try:
             if self._started != _Module.starts:
                 raise pkcs11.SessionClosed("another login of this process initialised the module anew")
             with self._resetting:  # who comes while everything is opened again waits for it
@@ -107,6 +133,8 @@ class Sessions:
                 yield lane
             finally:
                 self._lanes.put(lane)
+        finally:
+            self._leave_module()
 
     def _free_lane(self, wait: float) -> Lane:
         try:
@@ -115,20 +143,24 @@ class Sessions:
             state = "busy" if wait else "logged out"
             raise TokenUnavailable(f"every session of the token is {state}", retry_after=1) from None
 
-    @contextmanager
-    def _module_turn(self) -> Iterator[None]:
-        """The module for this thread alone, if the profile says that it cannot serve several."""
+    def _take_module(self) -> None:
+        """Take the module for this caller alone, if the profile says that it cannot serve several."""
         if os.getpid() != self._pid:
             raise TokenMisuse("the token was opened before this process forked; open it after the fork")
-        if self.address.profile.locking == "parallel":
-            yield
-            return
-        if not _Module.lock.acquire(timeout=LANE_WAIT_SECONDS):
+        if self._serial and not _Module.lock.acquire(timeout=LANE_WAIT_SECONDS):
             raise TokenUnavailable("the token is busy", retry_after=1)
+
+    def _leave_module(self) -> None:
+        if self._serial:
+            _Module.lock.release()
+
+    @contextmanager
+    def _module_turn(self) -> Iterator[None]:
+        self._take_module()
         try:
             yield
         finally:
-            _Module.lock.release()
+            self._leave_module()
 
     def reset(self, failed_generation: int, *, hard: bool) -> None:
         """Forget every handle and log in again; once for all who saw the failure.

@@ -8,7 +8,7 @@ UNWRAP_TEMPLATE stop that, and each is read back after creation and whenever the
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from pkcs11 import Attribute, KeyType, Mechanism, ObjectClass
@@ -174,6 +174,11 @@ def verify_object(label: str, found: Any, expected: Template, cryptoki: Cryptoki
     wrong = [kind.name for kind, value in flat.items() if actual.get(kind) != value]
     if A.UNWRAP_TEMPLATE in expected and _nested(found, cryptoki) != dict(UNWRAPPED_FORM):
         wrong.append(A.UNWRAP_TEMPLATE.name)
+    refuse_differing(label, wrong)
+
+
+def refuse_differing(label: str, wrong: Sequence[str]) -> None:
+    """Raise `OperatorFault` naming the attributes that are ``wrong``, if any are."""
     if wrong:
         raise OperatorFault(
             f"token object {label!r} does not have the attributes a ceremony gives it: "

@@ -3,7 +3,7 @@
 Guarantees: nothing here can create, change or destroy a token object; every object found has the
 attributes a ceremony gave it; every length the token returns is checked; a failing device raises
 `TokenUnavailable` and is tried again after a pause; a record that does not open raises `RecordFault`
-only after the token opened a fresh one under the same master key.
+only after the token opened a known one under the same master key.
 """
 
 from __future__ import annotations
@@ -14,25 +14,19 @@ from dataclasses import replace
 from typing import Any, Final
 
 import pkcs11
-from pkcs11 import KeyType, MechanismFlag, ObjectClass
+from pkcs11 import ObjectClass
 from pkcs11.mechanisms import Mechanism
 
 from hsmkme.errors import RecordFault, TokenUnavailable
-from hsmkme.hsm import masking, sealing, templates
+from hsmkme.hsm import masking, objects, sealing, templates
 from hsmkme.hsm.anchor import Anchor, anchored
-from hsmkme.hsm.faults import Fault, fault_of
+from hsmkme.hsm.answers import Fault
+from hsmkme.hsm.cryptoki import CryptokiError
+from hsmkme.hsm.faults import fault_of
 from hsmkme.hsm.notes import notes
-from hsmkme.hsm.objects import (
-    AUDIT_LABEL,
-    DIGEST_LABEL,
-    check_value,
-    find_object,
-    link_label,
-    master_label,
-    public_pem,
-)
 from hsmkme.hsm.profiles import TokenAddress
 from hsmkme.hsm.running import Runner
+from hsmkme.hsm.segments import Segments
 from hsmkme.hsm.session import Lane, PinSource, Sessions
 from hsmkme.model import (
     BlockName,
@@ -51,7 +45,8 @@ SIGNATURE_BYTES: Final = 64
 DIGEST_BYTES: Final = 32
 TAG_BYTES: Final = 16
 
-_PROOF: Final = RawBlock(BlockName("sentinel", "sentinel"), 256, KeyMaterial(bytes(range(32))))
+_TRIES: Final = 2
+"""A device that stumbled once is not held against the record."""
 
 
 class Token:
@@ -72,6 +67,7 @@ class Token:
         self._sessions = Sessions(address, pin)
         self._runner = Runner(self._sessions, clock)
         self._block_keys = block_keys
+        self._sentinels: dict[int, SealedBlock] = {}
 
     def close(self) -> None:
         """Log out; the token cannot be used afterwards."""
@@ -126,7 +122,7 @@ class Token:
         """HMAC-SHA256 by the key that both ends of a link hold, 32 bytes."""
 
         def sign(lane: Lane) -> bytes:
-            key = self._object(lane, link_label(link_id), ObjectClass.SECRET_KEY, templates.LINK)
+            key = self._object(lane, objects.link_label(link_id), ObjectClass.SECRET_KEY, templates.LINK)
             return _sized(bytes(key.sign(data, mechanism=Mechanism.SHA256_HMAC)), DIGEST_BYTES)
 
         return self._runner.run("signing for a peer", sign)
@@ -135,7 +131,7 @@ class Token:
         """ECDSA P-256 by the audit key over a SHA-256 digest; 64 bytes, r ‖ s."""
 
         def sign(lane: Lane) -> bytes:
-            key = self._object(lane, AUDIT_LABEL, ObjectClass.PRIVATE_KEY, templates.AUDIT_PRIVATE)
+            key = self._object(lane, objects.AUDIT_LABEL, ObjectClass.PRIVATE_KEY, templates.AUDIT_PRIVATE)
             return _sized(bytes(key.sign(digest, mechanism=Mechanism.ECDSA)), SIGNATURE_BYTES)
 
         return self._runner.run("signing a seal", sign)
@@ -144,15 +140,19 @@ class Token:
         """The public half of the audit key, PEM."""
 
         def read(lane: Lane) -> bytes:
-            key = self._object(lane, AUDIT_LABEL, ObjectClass.PUBLIC_KEY, templates.AUDIT_PUBLIC)
-            return public_pem(key)
+            key = self._object(lane, objects.AUDIT_LABEL, ObjectClass.PUBLIC_KEY, templates.AUDIT_PUBLIC)
+            return objects.public_pem(key)
 
         return self._runner.run("reading the audit key", read)
 
     def check_value(self, epoch: int) -> str:
         """Ten hex digits that tell master keys apart and reveal nothing of them (``ops/adr/0003``)."""
-        doing = "reading a check value"
-        return self._runner.run(doing, lambda lane: check_value(lane.session, self._master(lane, epoch)))
+
+        def read(lane: Lane) -> str:
+            self._prove(lane, epoch)  # the sentinel is of the key that is looked at here
+            return objects.check_value(lane.session, self._master(lane, epoch))
+
+        return self._runner.run("reading a check value", read)
 
     def anchored(self) -> Lineage:
         """What the token remembers of the store."""
@@ -167,7 +167,7 @@ class Token:
         return Anchor(self._runner)
 
     def prove(self, epoch: int) -> None:
-        """Seal and open a known answer under the master key of ``epoch``; raises what that meets."""
+        """Open a known answer under the master key of ``epoch``; raises what that meets."""
         self._runner.run("proving the token", lambda lane: self._prove(lane, epoch))
 
     @property
@@ -190,112 +190,87 @@ class Token:
         """The one token object of this label and class, its attributes verified; found once for each lane."""
         name = f"{kind.name}:{label}"
         if name not in lane.objects:
-            found = find_object(lane.session, label, kind)
+            found = objects.find_object(lane.session, label, kind)
             templates.verify_object(label, found, templates.form_of(found, template), self._sessions.cryptoki)
             lane.objects[name] = found
         return lane.objects[name]
 
     def _master(self, lane: Lane, epoch: int) -> Any:
-        return self._object(lane, master_label(epoch), ObjectClass.SECRET_KEY, templates.MASTER)
+        return self._object(lane, objects.master_label(epoch), ObjectClass.SECRET_KEY, templates.MASTER)
 
     # Sealing and opening ----------------------------------------------------------------------------
 
     def _seal(self, lane: Lane, block: RawBlock, epoch: int) -> SealedBlock:
         master = self._master(lane, epoch)
-        block_key = lane.session.generate_key(
-            KeyType.AES, sealing.BLOCK_KEY_BITS, capabilities=MechanismFlag.ENCRYPT, template=templates.SEALING_KEY
-        )
+        key = lane.keys.generate()
         try:
-            templates.verify_object("block key", block_key, templates.SEALING_KEY, self._sessions.cryptoki)
-            segments = self._encrypt_all(block_key, block)
-            wrapped = bytes(master.wrap_key(block_key, mechanism=Mechanism.AES_KEY_WRAP))
+            segments = Segments(key, block.name, block.key_bits).run(0, block.material.reveal())
+            wrapped = lane.keys.wrap(key, master.handle)
         finally:
-            block_key.destroy()
+            lane.keys.destroy(key.handle)
         digest = self._digest(lane, sealing.digest_input(block))
         return sealing.sealed_block(block, epoch, wrapped, segments, digest)
 
-    def _encrypt_all(self, block_key: Any, block: RawBlock) -> bytes:
-        bound = sealing.binding(block.name.link_id, block.name.block_id, block.key_bits)
-        plain, stride = block.material.reveal(), block.key_bits // 8
-        return b"".join(
-            block_key.encrypt(
-                plain[index * stride : (index + 1) * stride],
-                mechanism=Mechanism.AES_GCM,
-                mechanism_param=sealing.gcm_parameters(bound, index),
-            )
-            for index in range(block.key_count)
-        )
-
     def _digest(self, lane: Lane, covered: bytes) -> bytes:
-        key = self._object(lane, DIGEST_LABEL, ObjectClass.SECRET_KEY, templates.DIGEST)
+        key = self._object(lane, objects.DIGEST_LABEL, ObjectClass.SECRET_KEY, templates.DIGEST)
         return _sized(bytes(key.sign(covered, mechanism=Mechanism.SHA256_HMAC)), DIGEST_BYTES)
 
     def _open(self, lane: Lane, key: SealedKey) -> OpenKey:
-        plain = b"".join(self._open_part(lane, part) for part in key.parts)
+        plain = b"".join([self._open_part(lane, part) for part in key.parts])
         if len(plain) * 8 < key.size:
-            raise RecordFault(key.parts[0].block.name.link_id, key.parts[0].block.name.block_id)
+            raise _not_opening(key.parts[0].block)
         return OpenKey(key.key_id, KeyMaterial(plain[: key.size // 8]))
 
     def _open_part(self, lane: Lane, part: Part) -> bytes:
-        seal = part.block
-        try:
-            block_key = self._opening_key(lane, seal)
-            bound = sealing.binding(seal.name.link_id, seal.name.block_id, seal.key_bits)
-            opened = [
-                block_key.decrypt(
-                    segment,
-                    mechanism=Mechanism.AES_GCM,
-                    mechanism_param=sealing.gcm_parameters(bound, part.first + offset),
-                )
-                for offset, segment in enumerate(sealing.slices(part.sealed, seal.key_bits))
-            ]
-        except pkcs11.PKCS11Error as error:
-            if fault_of(error) is not Fault.RECORD:
-                raise
-            self._prove(lane, seal.epoch)  # raises if it is the device that fails
-            raise RecordFault(seal.name.link_id, seal.name.block_id) from error
-        if len(opened) != part.count or any(len(plain) * 8 != seal.key_bits for plain in opened):
-            raise RecordFault(seal.name.link_id, seal.name.block_id)
-        return b"".join(opened)
+        if not sealing.is_whole(part):
+            raise _not_opening(part.block)
+        for _ in range(_TRIES):
+            try:
+                return self._opened(lane, part.block).run(part.first, part.sealed)
+            except (pkcs11.PKCS11Error, CryptokiError) as error:
+                if fault_of(error) is not Fault.RECORD:
+                    raise
+            self._prove(lane, part.block.epoch)  # raises if it is the device that fails
+            self._forget(lane, part.block)
+        raise _not_opening(part.block)
 
-    def _opening_key(self, lane: Lane, seal: BlockSeal) -> Any:
-        """The block key as a session object that only decrypts; unwrapped once, then kept while in use."""
-        wrapped_key = sealing.wrapped_key_of(seal)
-        if wrapped_key is None:
-            raise RecordFault(seal.name.link_id, seal.name.block_id)
-        cached = lane.block_keys.get(seal.wrapped)
-        if cached is not None:
-            lane.block_keys.move_to_end(seal.wrapped)
-            return cached
-        block_key = self._master(lane, seal.epoch).unwrap_key(
-            ObjectClass.SECRET_KEY,
-            KeyType.AES,
-            wrapped_key,
-            mechanism=Mechanism.AES_KEY_WRAP,
-            capabilities=MechanismFlag.DECRYPT,
-            template=templates.OPENING_KEY,
-        )
-        templates.verify_object("block key", block_key, templates.OPENING_KEY, self._sessions.cryptoki)
-        lane.block_keys[seal.wrapped] = block_key
-        while len(lane.block_keys) > self._block_keys:
-            lane.block_keys.popitem(last=False)[1].destroy()
-        return block_key
+    def _opened(self, lane: Lane, seal: BlockSeal) -> Segments:
+        """A block through its key as a session object that only decrypts; unwrapped once, then kept while in use."""
+        kept = lane.opened.pop(seal, None)
+        if kept is None:
+            wrapped_key = sealing.wrapped_key_of(seal)
+            if wrapped_key is None:
+                raise _not_opening(seal)
+            key = lane.keys.unwrap(wrapped_key, self._master(lane, seal.epoch).handle)
+            kept = Segments(key, seal.name, seal.key_bits)
+        lane.opened[seal] = kept  # what was used last is forgotten last
+        if len(lane.opened) > self._block_keys:
+            self._forget(lane, next(iter(lane.opened)))
+        return kept
+
+    def _forget(self, lane: Lane, seal: BlockSeal) -> None:
+        """Let the block key be unwrapped anew when it is needed again."""
+        kept = lane.opened.pop(seal, None)
+        if kept is not None:
+            lane.keys.destroy(kept.key.handle)
 
     def _prove(self, lane: Lane, epoch: int) -> None:
-        """Seal and open a known answer; if that fails too, it is the device and not the record."""
-        sealed = self._seal(lane, _PROOF, epoch)
+        """Open the sentinel of ``epoch``; if that fails, it is the device and not the record.
+
+        It was sealed when the master key was first seen: another key in its place does not open it.
+        """
+        sentinel = self._sentinels.get(epoch) or self._seal(lane, sealing.SENTINEL, epoch)
+        self._sentinels[epoch] = sentinel
         try:
-            block_key = self._opening_key(lane, sealed.seal)
-            bound = sealing.binding(_PROOF.name.link_id, _PROOF.name.block_id, _PROOF.key_bits)
-            plain = block_key.decrypt(
-                sealed.segments, mechanism=Mechanism.AES_GCM, mechanism_param=sealing.gcm_parameters(bound, 0)
-            )
+            plain = self._opened(lane, sentinel.seal).run(0, sentinel.segments)
         finally:
-            kept = lane.block_keys.pop(sealed.seal.wrapped, None)
-            if kept is not None:
-                kept.destroy()
-        if plain != _PROOF.material.reveal():
+            self._forget(lane, sentinel.seal)
+        if plain != sealing.SENTINEL.material.reveal():
             raise TokenUnavailable("the token opens a known answer wrongly")
+
+
+def _not_opening(seal: BlockSeal) -> RecordFault:
+    return RecordFault(seal.name.link_id, seal.name.block_id)
 
 
 def _sized(value: bytes, expected: int) -> bytes:

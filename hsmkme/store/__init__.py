@@ -7,13 +7,14 @@ from pathlib import Path
 
 from hsmkme.model import Clock
 from hsmkme.store import schema
+from hsmkme.store.ageing import Ageing
 from hsmkme.store.agreed import Agreed, NewIds, Offer
 from hsmkme.store.answers import Answer, Answers
 from hsmkme.store.approving import Approval, Approving
 from hsmkme.store.blocks import Blocks, Outcome
 from hsmkme.store.carried import Carried, carried_name
 from hsmkme.store.ceremonies import Ceremonies
-from hsmkme.store.database import Chain, Database, connect, spoken, turn
+from hsmkme.store.database import Chain, Database, connect, spoken
 from hsmkme.store.epochs import Epoch, Epochs
 from hsmkme.store.inbox import Inbox, Receipt
 from hsmkme.store.keys import Keys
@@ -23,13 +24,15 @@ from hsmkme.store.log import Log, Span
 from hsmkme.store.outbox import Draft, Outbox
 from hsmkme.store.pads import Pads
 from hsmkme.store.reconciling import Reconciling
-from hsmkme.store.registry import Registry
+from hsmkme.store.registry import Known, Registry
 from hsmkme.store.revoking import Revoking, Scope, Touched
 from hsmkme.store.sharing import Sharing
 from hsmkme.store.veins import Vein
 from hsmkme.store.views import Views
+from hsmkme.store.writers import turn
 
 __all__ = [
+    "Ageing",
     "Agreed",
     "Answer",
     "Answers",
@@ -44,6 +47,7 @@ __all__ = [
     "Epochs",
     "Inbox",
     "Keys",
+    "Known",
     "Lineages",
     "LinkState",
     "Links",
@@ -84,6 +88,7 @@ class Store:
         self.sharing = Sharing(self._database)
         self.reconciling = Reconciling(self._database)
         self.epochs = Epochs(self._database)
+        self.ageing = Ageing(self._database)
         self.revoking = Revoking(self._database)
         self.registry = Registry(self._database)
         self.ceremonies = Ceremonies(self._database)

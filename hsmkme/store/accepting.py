@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Final
 from uuid import UUID
 
 from hsmkme.errors import PeerRefused
@@ -14,14 +13,21 @@ from hsmkme.model import Entry, Relation
 from hsmkme.states import BlockState, KeyState
 from hsmkme.store.database import Transaction
 from hsmkme.store.outbox import OPEN
-from hsmkme.store.rows import KeyRow, note_blocks, rows_of
-from hsmkme.store.veins import relation_id, segments_of
+from hsmkme.store.rows import Batch, KeyRow, insert_rows, rows_of
+from hsmkme.store.segments import Places, joined
+
+_TAKE: Final = """
+INSERT INTO assigned_segment WITH RECURSIVE
+    run(segment) AS (VALUES (:first) UNION ALL SELECT segment + 1 FROM run WHERE segment + 1 < :first + :count)
+SELECT :pk, segment FROM run WHERE true ON CONFLICT DO NOTHING
+"""
+_USE: Final = """
+UPDATE block SET next_index = next_index + :count, state = CASE WHEN state = 'ready'
+    AND next_index + :count = key_count THEN 'exhausted' ELSE state END WHERE block_pk = :pk
+"""
 
 Insertion = Callable[[Transaction, str, Relation, Assign, int], None]
 """Makes the rows of keys that are accepted on a link for a relation; the number is the bits of slaves served here."""
-
-Places = list[tuple[int, int, int]]
-"""Where a key is, as its row keeps it: block, first segment, count."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +83,7 @@ def _accepted(
             size=assign.size,
             key_IDs=[str(key.key_id) for key in assign.keys],
             blocks=sorted({f"{link_id}/{place.block_id}" for key in assign.keys for place in key.parts}),
-            segments=segments_of(
+            segments=joined(
                 (f"{link_id}/{place.block_id}", place.first, place.count) for key in assign.keys for place in key.parts
             ),
         )
@@ -135,14 +141,12 @@ def taken(transaction: Transaction, link_id: str, assign: Assign, *, of_any_owne
         block_id: _block(transaction, link_id, block_id, None if of_any_owner else own_epoch)
         for block_id, own_epoch in epochs.items()
     }
-    used: Counter[int] = Counter()
-    places = [_take_segments(transaction, key, assign.size, blocks, used) for key in assign.keys]
-    for block_pk, count in used.items():
-        transaction.execute(
-            "UPDATE block SET next_index = next_index + :count, state = CASE WHEN state = 'ready'"
-            " AND next_index + :count = key_count THEN 'exhausted' ELSE state END WHERE block_pk = :pk",
-            {"count": count, "pk": block_pk},
-        )
+    places = [_places(key, assign.size, blocks) for key in assign.keys]
+    for block_pk, first, count in joined(place for key in places for place in key):
+        run = {"pk": block_pk, "first": first, "count": count}
+        if transaction.execute(_TAKE, run).rowcount != count:
+            raise NotAssignedError("conflict")
+        transaction.execute(_USE, run)
     return places
 
 
@@ -150,17 +154,8 @@ def insert_keys(
     transaction: Transaction, relation: Relation, assign: Assign, places: Sequence[Places], due: int
 ) -> None:
     """Rows of keys that a peer gave to a relation."""
-    number, now = relation_id(transaction, relation), transaction.now()
-    placed = [
-        (key.key_id.bytes, json.dumps(where, separators=(",", ":")))
-        for key, where in zip(assign.keys, places, strict=True)
-    ]
-    transaction.executemany(
-        "INSERT INTO key (key_id, relation_id, state, size, parts, claimed_at, mine, due)"
-        " VALUES (?, ?, 'assigned', ?, ?, ?, 0, ?)",
-        [(key_id, number, assign.size, where, now, due) for key_id, where in placed],
-    )
-    note_blocks(transaction, placed)
+    batch = Batch(relation, assign.size, KeyState.ASSIGNED, mine=False, due=due)
+    insert_rows(transaction, batch, [key.key_id for key in assign.keys], places)
 
 
 def _block(transaction: Transaction, link_id: str, block_id: str, own_epoch: int | None) -> _Found:
@@ -177,22 +172,10 @@ def _block(transaction: Transaction, link_id: str, block_id: str, own_epoch: int
     return _Found(*row[:4])
 
 
-def _take_segments(
-    transaction: Transaction, key: AssignedKey, size: int, blocks: dict[str, _Found], used: Counter[int]
-) -> Places:
-    places = []
-    if sum(place.count * blocks[place.block_id].key_bits for place in key.parts) < size:
+def _places(key: AssignedKey, size: int, blocks: dict[str, _Found]) -> Places:
+    """Where a key is; its segments are as long as it, and in their blocks."""
+    parts = [(blocks[place.block_id], place) for place in key.parts]
+    fits = all(place.first + place.count <= block.key_count for block, place in parts)
+    if not fits or sum(place.count * block.key_bits for block, place in parts) < size:
         raise NotAssignedError("conflict")
-    for place in key.parts:
-        block = blocks[place.block_id]
-        if place.first + place.count > block.key_count:
-            raise NotAssignedError("conflict")
-        taken = transaction.executemany(
-            "INSERT INTO assigned_segment VALUES (?, ?) ON CONFLICT DO NOTHING",
-            [(block.block_pk, place.first + offset) for offset in range(place.count)],
-        )
-        if taken.rowcount != place.count:
-            raise NotAssignedError("conflict")
-        used[block.block_pk] += place.count
-        places.append((block.block_pk, place.first, place.count))
-    return places
+    return [(block.block_pk, place.first, place.count) for block, place in parts]

@@ -19,16 +19,22 @@ from hsmkme.store.answers import remember
 from hsmkme.store.claims import assign_of, claimed, vein_to
 from hsmkme.store.database import Database, Transaction
 from hsmkme.store.inbox import revoke
-from hsmkme.store.outbox import OPEN, Draft, numbered, require_open
+from hsmkme.store.outbox import Draft, numbered, require_open
 from hsmkme.store.pads import Pads, claim_pads, use_up
-from hsmkme.store.rows import BARRED, KeyRow, blocks_of, parts_of, rows_of, void_rows
-from hsmkme.store.veins import claim_entry, relation_id
+from hsmkme.store.rows import KeyRow, parts_of, relation_id, rows_of, rows_where, update_rows, void_rows
+from hsmkme.store.segments import runs_of
+from hsmkme.store.veins import claim_entry
 
-DEPTH_MOST: Final = 128
+DEPTH_MOST: Final = 256
 """The most keys that a relation is given ahead of need."""
 
 BUSY_SECONDS: Final = 10
 """A relation that comes back within this time is given more ahead; one that stays away much longer, nothing."""
+
+_OLDEST: Final = "master = ? AND slaves = ? AND size = ? AND state = 'assigned' AND mine = 1 ORDER BY key_id LIMIT ?"
+_WRONG: Final = """
+SELECT 1 FROM block JOIN link USING (link_id) WHERE block_pk = ? AND (why <> '' OR block.state IN ('frozen', 'revoked'))
+"""
 
 NewIds = Callable[[int], tuple[UUID, ...]]
 """Makes so many new key_IDs."""
@@ -119,11 +125,10 @@ class Agreed:
             require_open(transaction, offer.draft.link_id)
             for pads in offer.pads:
                 use_up(transaction, pads, entry.actor)
-            moved = transaction.executemany(
-                "UPDATE key SET state = 'assigned' WHERE key_id = ? AND state = 'assigning'",
-                [(key_id.bytes,) for key_id in offer.key_ids],
+            moved = update_rows(
+                transaction, "UPDATE key SET state = 'assigned' WHERE state = 'assigning'", offer.key_ids
             )
-            if moved.rowcount != len(offer.key_ids):
+            if moved != len(offer.key_ids):
                 raise KeyNotHeld("the offer was given up before the peer confirmed it")
             transaction.executemany(
                 "UPDATE far_end SET log_rows = max(log_rows, ?) WHERE link_id = ?",
@@ -179,35 +184,32 @@ def _end_blocks(transaction: Transaction, link_id: str, rows: Sequence[KeyRow], 
 
 def _drawable(transaction: Transaction, demand: Demand) -> list[KeyRow]:
     """The oldest agreed keys of the relation whose block and link nothing is wrong with."""
-    found = transaction.execute(
-        "SELECT key_id FROM key JOIN relation USING (relation_id) WHERE master = ? AND slaves = ? AND size = ?"
-        " AND key.state = 'assigned' AND mine = 1 ORDER BY key_id LIMIT ?",
-        (demand.relation.master, demand.relation.packed, demand.size, len(demand.key_ids) + DEPTH_MOST),
-    ).fetchall()
-    rows = rows_of(transaction.connection, [UUID(bytes=key_id) for (key_id,) in found])
-    barred: dict[int, bool] = {}
-    for block_pk in {place[0] for row in rows for place in row.places}:
-        state, why = transaction.execute(
-            "SELECT block.state, why FROM block JOIN link USING (link_id) WHERE block_pk = ?", (block_pk,)
-        ).fetchone()
-        barred[block_pk] = state in BARRED or why != OPEN
-    good = [row for row in rows if not any(barred[place[0]] for place in row.places)]
-    return good[: len(demand.key_ids)]
+    wanted = len(demand.key_ids)
+    good = _good(transaction, demand, wanted)
+    return good if len(good) == wanted else _good(transaction, demand, wanted + DEPTH_MOST)[:wanted]
+
+
+def _good(transaction: Transaction, demand: Demand, limit: int) -> list[KeyRow]:
+    """Those of the ``limit`` oldest."""
+    values = (demand.relation.master, demand.relation.packed, demand.size, limit)
+    rows = rows_where(transaction.connection, _OLDEST, values)
+    blocks = {place[0] for row in rows for place in row.places}
+    barred = {block_pk for block_pk in blocks if transaction.execute(_WRONG, (block_pk,)).fetchone()}
+    return [row for row in rows if not any(place[0] in barred for place in row.places)]
 
 
 def _sealed(transaction: Transaction, rows: Sequence[KeyRow]) -> list[SealedKey]:
-    blocks = blocks_of(transaction.connection, {place[0] for row in rows for place in row.places})
-    return [SealedKey(row.key_id, row.size, parts_of(row, blocks)) for row in rows]
+    runs = runs_of(transaction.connection, [place for row in rows for place in row.places])
+    return [SealedKey(row.key_id, row.size, parts_of(row, runs)) for row in rows]
 
 
 def _delivered(
     transaction: Transaction, demand: Demand, keys: Sequence[SealedKey], entry: Entry, retry: Retry | None
 ) -> None:
-    now, key_ids = transaction.now(), [key.key_id for key in keys]
-    transaction.executemany(
-        "UPDATE key SET state = ?, claimed_at = ? WHERE key_id = ?",
-        [(KeyState.DELIVERED.value, now, key_id.bytes) for key_id in key_ids],
-    )
+    key_ids = [key.key_id for key in keys]
+    statement = "UPDATE key SET state = 'delivered', claimed_at = ? WHERE state = 'assigned'"
+    if update_rows(transaction, statement, key_ids, transaction.now()) != len(keys):
+        raise KeyNotHeld("a key that was agreed ended a moment ago")
     if retry is not None:
         remember(transaction, retry, key_ids)
     transaction.append(claim_entry(entry, demand, keys))

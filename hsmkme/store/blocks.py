@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from uuid import UUID
 
-from hsmkme.errors import BlockConflict, BlockReplayed, PoolFull
+from hsmkme.errors import BlockConflict, BlockReplayed, DepositRefused, PoolFull
 from hsmkme.model import (
     BlockName,
     Demand,
     Entry,
+    Part,
     Retry,
     SealedBlock,
     SealedKey,
@@ -18,7 +19,9 @@ from hsmkme.model import (
 from hsmkme.states import BlockState, KeyState
 from hsmkme.store.answers import remember
 from hsmkme.store.database import Database, Transaction
-from hsmkme.store.veins import Vein, claim_entry, cut, enough, relation_id, take, veins_of
+from hsmkme.store.rows import Batch, insert_rows
+from hsmkme.store.segments import Places
+from hsmkme.store.veins import Vein, claim_entry, cut, enough, take, veins_of
 
 
 class Outcome(StrEnum):
@@ -34,30 +37,23 @@ class Blocks:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def deposit(self, block: SealedBlock, state: BlockState, limit: int, entry: Entry) -> Outcome:
-        """Insert ``block`` in ``state`` unless it is known; idempotent by link, block id and digest.
+    def deposit(self, blocks: Sequence[SealedBlock], state: BlockState, limit: int, entry: Entry) -> list[Outcome]:
+        """Insert blocks in ``state`` unless they are known; idempotent by link, block id and digest.
 
-        Writes, in one commit: block, segments, audit row. Raises `BlockConflict` (the stored block is frozen
-        and an alarm recorded), `BlockReplayed` (an alarm is recorded) and `PoolFull` (more than ``limit`` keys).
+        Writes, in one commit: blocks, segments, audit rows. Raises `BlockConflict` (the stored block is frozen
+        and an alarm recorded), `BlockReplayed` (an alarm is recorded) and `PoolFull` (more than ``limit`` keys)
+        for the first that is refused: those before it are stored, it and those after it are not.
         """
-        name = block.seal.name
-        facts = entry.knowing(link=name.link_id, block=name.block_id, keys=block.key_count, bits=block.seal.key_bits)
+        outcomes: list[Outcome] = []
+        refusal: DepositRefused | None = None
         with self._database.write() as transaction:
-            clash = _clash(transaction, block)
-            if clash is None:
-                _refuse_overflow(transaction, name.link_id, block.key_count, limit)
-                _insert(transaction, block, state)
-                transaction.append(facts.knowing(epoch=block.seal.epoch))
-                return Outcome.TAKEN
-            if clash.known == name and clash.same_keys:
-                return Outcome.ALREADY
-            if clash.known == name:
-                freeze_block(transaction, name)
-                transaction.append(Entry("alarm.block-conflict", entry.actor, facts.facts))
-            else:
-                replayed = facts.knowing(known_link=clash.known.link_id, known_block=clash.known.block_id)
-                transaction.append(Entry("alarm.block-replayed", entry.actor, replayed.facts))
-        raise _refusal(name, clash)
+            try:
+                outcomes = [_take(transaction, block, state, limit, entry) for block in blocks]
+            except DepositRefused as refused:  # what was written until then is to stay
+                refusal = refused
+        if refusal is not None:
+            raise refusal
+        return outcomes
 
     def claim(self, demand: Demand, entry: Entry, retry: Retry | None = None) -> list[SealedKey]:
         """Take keys for ``demand`` and mark them delivered; all of them or, by `PoolShort`, none.
@@ -66,23 +62,16 @@ class Blocks:
         ``retry``, audit row. After it the keys count as delivered, whatever happens to the caller.
         """
         with self._database.write() as transaction:
-            keys: list[SealedKey] = []
-            rows: list[tuple[UUID, str]] = []
-            waiting = list(reversed(demand.key_ids))
+            pieces: list[tuple[tuple[Part, ...], Places]] = []
             for vein in enough(transaction, demand):
-                runs = take(transaction, vein, min(len(waiting), vein.keys) * vein.per_key)
-                for parts, places in cut(runs, vein.per_key):
-                    key_id = waiting.pop()
-                    keys.append(SealedKey(key_id, demand.size, parts))
-                    rows.append((key_id, places))
-            relation = relation_id(transaction, demand.relation)
-            now = transaction.now()
-            transaction.executemany(
-                "INSERT INTO key (key_id, relation_id, state, size, parts, claimed_at) VALUES (?, ?, ?, ?, ?, ?)",
-                [(k.bytes, relation, KeyState.DELIVERED.value, demand.size, p, now) for k, p in rows],
-            )
+                wanted = min(len(demand.key_ids) - len(pieces), vein.keys)
+                pieces += cut(take(transaction, vein, wanted * vein.per_key), vein.per_key)
+            batch = Batch(demand.relation, demand.size, KeyState.DELIVERED)
+            insert_rows(transaction, batch, demand.key_ids, [places for _, places in pieces])
             if retry is not None:
                 remember(transaction, retry, demand.key_ids)
+            named = zip(demand.key_ids, pieces, strict=True)
+            keys = [SealedKey(key_id, demand.size, parts) for key_id, (parts, _) in named]
             transaction.append(claim_entry(entry, demand, keys))
             return keys
 
@@ -98,6 +87,26 @@ class Blocks:
             if frozen:
                 transaction.append(entry.knowing(link=name.link_id, block=name.block_id))
             return frozen
+
+
+def _take(transaction: Transaction, block: SealedBlock, state: BlockState, limit: int, entry: Entry) -> Outcome:
+    name = block.seal.name
+    facts = entry.knowing(link=name.link_id, block=name.block_id, keys=block.key_count, bits=block.seal.key_bits)
+    clash = _clash(transaction, block)
+    if clash is None:
+        _refuse_overflow(transaction, name.link_id, block.key_count, limit)
+        _insert(transaction, block, state)
+        transaction.append(facts.knowing(epoch=block.seal.epoch))
+        return Outcome.TAKEN
+    if clash.known == name and clash.same_keys:
+        return Outcome.ALREADY
+    if clash.known == name:
+        freeze_block(transaction, name)
+        transaction.append(Entry("alarm.block-conflict", entry.actor, facts.facts))
+    else:
+        replayed = facts.knowing(known_link=clash.known.link_id, known_block=clash.known.block_id)
+        transaction.append(Entry("alarm.block-replayed", entry.actor, replayed.facts))
+    raise _refusal(name, clash)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,9 +141,7 @@ def _refusal(name: BlockName, clash: _Clash) -> BlockConflict | BlockReplayed:
 def _refuse_overflow(transaction: Transaction, link_id: str, more: int, limit: int) -> None:
     """Keys that wait for the peer's confirmation take room too: a peer that is away must not fill the disk."""
     (held,) = transaction.execute(
-        "SELECT (SELECT coalesce(sum(ready + theirs), 0) FROM pool WHERE link_id = :link)"
-        " + (SELECT coalesce(sum(key_count), 0) FROM block WHERE link_id = :link AND state = 'deposited')",
-        {"link": link_id},
+        "SELECT coalesce(sum(ready + theirs + waiting), 0) FROM pool WHERE link_id = ?", (link_id,)
     ).fetchone()
     if held + more > limit:
         raise PoolFull(f"link {link_id} holds {held} keys of at most {limit}: no room for {more} more now")

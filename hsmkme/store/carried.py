@@ -18,7 +18,8 @@ from hsmkme.store.accepting import NotAssignedError, insert_keys, taken
 from hsmkme.store.database import Database, Transaction
 from hsmkme.store.inbox import Inbox, Receipt
 from hsmkme.store.outbox import OPEN
-from hsmkme.store.rows import erase, rows_of
+from hsmkme.store.rows import rows_of
+from hsmkme.store.segments import erase
 
 _PART: Final = """
 SELECT epoch, key_bits, wrapped, coalesce(substr(sealed, :first * (key_bits / 8 + :tag) + 1,

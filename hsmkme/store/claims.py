@@ -9,9 +9,10 @@ from uuid import UUID
 from hsmkme.errors import LinkFrozen, PeerUnavailable, PoolShort
 from hsmkme.messages.bodies import Assign, AssignedKey, Place
 from hsmkme.model import Demand, Part, SealedKey
+from hsmkme.states import KeyState
 from hsmkme.store.database import Transaction
 from hsmkme.store.outbox import OPEN
-from hsmkme.store.rows import note_blocks
+from hsmkme.store.rows import Batch, insert_rows
 from hsmkme.store.veins import Vein, cut, key_rate, take, veins_of
 
 AWAY_SECONDS: Final = 8
@@ -40,23 +41,11 @@ def _require_in_touch(transaction: Transaction, link_id: str) -> None:
 
 def claimed(transaction: Transaction, vein: Vein, demand: Demand, key_ids: Sequence[UUID]) -> list[SealedKey]:
     """Keys of a vein that wait for the peer: cursors of the blocks, and a row for each key."""
-    keys, rows = [], []
-    (relation,) = transaction.execute(
-        "SELECT relation_id FROM relation WHERE master = ? AND slaves = ?",
-        (demand.relation.master, demand.relation.packed),
-    ).fetchone()
-    now = transaction.now()
     runs = take(transaction, vein, len(key_ids) * vein.per_key)
-    for key_id, (parts, places) in zip(key_ids, cut(runs, vein.per_key), strict=True):
-        keys.append(SealedKey(key_id, demand.size, parts))
-        rows.append((key_id.bytes, relation, demand.size, places, now, demand.due))
-    transaction.executemany(
-        "INSERT INTO key (key_id, relation_id, state, size, parts, claimed_at, due)"
-        " VALUES (?, ?, 'assigning', ?, ?, ?, ?)",
-        rows,
-    )
-    note_blocks(transaction, [(row[0], row[3]) for row in rows])
-    return keys
+    pieces = list(cut(runs, vein.per_key))
+    batch = Batch(demand.relation, demand.size, KeyState.ASSIGNING, due=demand.due)
+    insert_rows(transaction, batch, key_ids, [places for _, places in pieces])
+    return [SealedKey(key_id, demand.size, parts) for key_id, (parts, _) in zip(key_ids, pieces, strict=True)]
 
 
 def assign_of(transaction: Transaction, demand: Demand, keys: Sequence[SealedKey]) -> Assign:

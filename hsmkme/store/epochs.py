@@ -13,7 +13,8 @@ from typing import Final
 from hsmkme.errors import StoreError
 from hsmkme.model import BlockName, BlockSeal, Entry, SealedKey
 from hsmkme.states import EpochState
-from hsmkme.store.database import Database, Transaction, spoken, turn
+from hsmkme.store.database import Database, Transaction, spoken
+from hsmkme.store.writers import turn
 
 NAMES_MOST: Final = 500
 """How many blocks one row of the log names."""

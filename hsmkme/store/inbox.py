@@ -34,7 +34,7 @@ from hsmkme.model import BlockName, Entry
 from hsmkme.states import BlockState, KeyState
 from hsmkme.store.accepting import Insertion, accept, given, insert_assigned
 from hsmkme.store.blocks import freeze_block
-from hsmkme.store.database import Database, Transaction, head_of
+from hsmkme.store.database import Database, Transaction
 from hsmkme.store.links import (
     OPERATOR,
     PEER_RESTORED,
@@ -144,7 +144,7 @@ class Inbox:
                 event = f"alarm.assign-{result.replace('_', '-')}" if alarm else "refused.assign"
                 facts = {"link": receipt.link_id, "result": result, "key_IDs": [str(key.key_id) for key in assign.keys]}
                 transaction.append(Entry(event, entry.actor, facts))
-            log_rows = head_of(transaction.connection)[0]
+            log_rows = transaction.head()[0]
             return _keep(transaction, receipt, Assigned(result=result, log_rows=log_rows))
 
     def void(self, receipt: Receipt, void: Void, entry: Entry) -> bytes:

@@ -3,15 +3,32 @@
 from __future__ import annotations
 
 import sqlite3
+from collections import defaultdict
 from collections.abc import Sequence
+from itertools import compress
+from typing import Final
 from uuid import UUID
 
 from hsmkme.errors import KeyNotHeld
-from hsmkme.model import BlockSeal, Entry, HeldKey, Retry, SealedKey
+from hsmkme.model import Entry, HeldKey, Retry, SealedKey
 from hsmkme.states import KeyState
 from hsmkme.store.answers import remember
 from hsmkme.store.database import Database, Transaction
-from hsmkme.store.rows import BARRED, CHUNK, KeyRow, blocks_of, erase, parts_of, rows_of, void_rows
+from hsmkme.store.rows import BARRED, CHUNK, KeyRow, parts_of, rows_of, rows_where, update_rows, void_rows
+from hsmkme.store.segments import Run, erase, runs_of
+
+_UNDELIVERED: Final = """
+key_id IN (SELECT key_id FROM (SELECT key_id, parts, mine FROM key WHERE state = 'assigning'
+    UNION ALL SELECT key_id, parts, mine FROM key WHERE state = 'assigned' AND mine = 1)
+WHERE mine = 1 AND (:link IS NULL OR :link = (SELECT link_id FROM block WHERE block_pk = parts ->> '$[0][0]'))
+LIMIT :most)
+"""
+"""In two halves, each of which has an index: delivered keys are many."""
+
+_COLLECT: Final = (
+    "UPDATE key SET served = served | ?, state = ? WHERE served & ? = 0"
+    " AND (state = 'delivered' OR (state = 'assigned' AND mine = 0))"
+)
 
 
 class Keys:
@@ -24,9 +41,9 @@ class Keys:
         """Those of ``key_ids`` that exist, with their sealed parts while they have any. Reads only."""
         with self._database.read() as connection:
             rows = rows_of(connection, key_ids)
-            live = {row.key_id: row for row in rows if row.collectable or _is_kept(connection, row)}
-            blocks = blocks_of(connection, {place[0] for row in live.values() for place in row.places})
-        return {row.key_id: _held(row, blocks if row.key_id in live else {}) for row in rows}
+            live = [row.collectable or _is_kept(connection, row) for row in rows]
+            runs = runs_of(connection, [place for row in compress(rows, live) for place in row.places])
+        return {row.key_id: _held(row, runs if is_live else {}) for row, is_live in zip(rows, live, strict=True)}
 
     def collect(
         self, slave: str, key_ids: Sequence[UUID], entry: Entry, retry: Retry | None = None, keep_seconds: int = 0
@@ -41,16 +58,16 @@ class Keys:
         with self._database.write() as transaction:
             rows = rows_of(transaction.connection, key_ids)
             _refuse_barred(transaction, rows)
-            moved = [_collected(row, slave) for row in rows]
-            cursor = transaction.executemany(
-                "UPDATE key SET served = served | :bit, state = :state"
-                " WHERE key_id = :key_id AND served & :bit = 0"
-                " AND (state = 'delivered' OR (state = 'assigned' AND mine = 0))",
-                moved,
+            moved: dict[tuple[int, KeyState], list[KeyRow]] = defaultdict(list)
+            for row in rows:
+                moved[_collected(row, slave)].append(row)
+            done = sum(
+                update_rows(transaction, _COLLECT, [row.key_id for row in same], bit, state.value, bit)
+                for (bit, state), same in moved.items()
             )
-            if len(rows) != len(key_ids) or cursor.rowcount != len(key_ids):
+            if done != len(key_ids):
                 raise KeyNotHeld("a key was collected or ended a moment ago")
-            consumed = [r for r, m in zip(rows, moved, strict=True) if m["state"] == KeyState.CONSUMED]
+            consumed = [row for (_, state), same in moved.items() if state is KeyState.CONSUMED for row in same]
             if keep_seconds:
                 due = transaction.now() + keep_seconds
                 kept = [(row.key_id.bytes, due) for row in consumed]
@@ -83,12 +100,7 @@ class Keys:
         void, audit rows.
         """
         with self._database.write() as transaction:
-            found = transaction.execute(
-                "SELECT key_id FROM key WHERE state IN ('assigning', 'assigned') AND mine = 1 AND (:link IS NULL OR"
-                " :link = (SELECT link_id FROM block WHERE block_pk = parts ->> '$[0][0]')) LIMIT :most",
-                {"link": link_id, "most": limit},
-            ).fetchall()
-            rows = rows_of(transaction.connection, [UUID(bytes=key_id) for (key_id,) in found])
+            rows = rows_where(transaction.connection, _UNDELIVERED, {"link": link_id, "most": limit})
             void_rows(transaction, [row for row in rows if row.due == 0], entry, tell=False)
             presumed = [row for row in rows if row.due != 0]
             for state in ("assigned", "delivered"):
@@ -105,14 +117,12 @@ class Keys:
         Writes, in one commit: the keys' rows, zeros over their segments, audit row. Returns how many.
         """
         with self._database.write() as transaction:
-            found = transaction.execute(
-                "SELECT key_id FROM key WHERE state = 'delivered' AND due = 0 AND claimed_at < ? LIMIT ?",
-                (delivered_before, limit),
-            ).fetchall()
-            if not found:
+            condition = "state = 'delivered' AND due = 0 AND claimed_at < ? LIMIT ?"
+            rows = rows_where(transaction.connection, condition, (delivered_before, limit))
+            if not rows:
                 return 0
-            rows = rows_of(transaction.connection, [UUID(bytes=key_id) for (key_id,) in found])
-            transaction.executemany("UPDATE key SET state = 'consumed' WHERE key_id = ?", found)
+            statement = "UPDATE key SET state = 'consumed' WHERE state = 'delivered'"
+            update_rows(transaction, statement, [row.key_id for row in rows])
             erase(transaction, [place for row in rows for place in row.places])
             transaction.append(entry.knowing(key_IDs=[str(row.key_id) for row in rows]))
             return len(rows)
@@ -122,30 +132,22 @@ class Keys:
 
         A peer is not told: its slaves may have theirs, and its own clock ends what they did not collect.
         """
-        with self._database.write() as transaction:
-            found = transaction.execute(
-                "SELECT key_id FROM key WHERE state IN ('assigning', 'assigned', 'delivered') AND claimed_at < ?"
-                " ORDER BY claimed_at LIMIT ?",
-                (claimed_before, limit),
-            ).fetchall()
-            rows = rows_of(transaction.connection, [UUID(bytes=key_id) for (key_id,) in found])
-            return len(void_rows(transaction, rows, entry, tell=False))
+        condition = "state IN ('assigning', 'assigned', 'delivered') AND claimed_at < ? ORDER BY claimed_at LIMIT ?"
+        return self._void_where(condition, (claimed_before, limit), entry, tell=False)
 
     def abandon(self, claimed_before: int, entry: Entry, limit: int = CHUNK, *, tell: bool = True) -> int:
         """Void keys that were claimed before that time and that the peer never confirmed; returns how many."""
-        statement = "SELECT key_id FROM key WHERE state = 'assigning' AND claimed_at < ? LIMIT ?"
-        return self._void_found(statement, (claimed_before, limit), entry, tell=tell)
+        condition = "state = 'assigning' AND claimed_at < ? LIMIT ?"
+        return self._void_where(condition, (claimed_before, limit), entry, tell=tell)
 
     def expire_agreed(self, claimed_before: int, entry: Entry, limit: int = CHUNK) -> int:
         """Void keys that were agreed before that time and not drawn; the peer keeps them longer. Returns how many."""
-        statement = "SELECT key_id FROM key WHERE state = 'assigned' AND mine = 1 AND claimed_at < ? LIMIT ?"
-        return self._void_found(statement, (claimed_before, limit), entry, tell=True)
+        condition = "state = 'assigned' AND mine = 1 AND claimed_at < ? LIMIT ?"
+        return self._void_where(condition, (claimed_before, limit), entry, tell=True)
 
-    def _void_found(self, statement: str, parameters: tuple[int, int], entry: Entry, *, tell: bool) -> int:
+    def _void_where(self, condition: str, values: tuple[int, int], entry: Entry, *, tell: bool) -> int:
         with self._database.write() as transaction:
-            found = transaction.execute(statement, parameters).fetchall()
-            rows = rows_of(transaction.connection, [UUID(bytes=key_id) for (key_id,) in found])
-            return len(void_rows(transaction, rows, entry, tell=tell))
+            return len(void_rows(transaction, rows_where(transaction.connection, condition, values), entry, tell=tell))
 
     def erase_due(self, entry: Entry, limit: int = CHUNK) -> int:
         """Erase up to ``limit`` consumed keys whose time to be asked for again is over; returns how many.
@@ -174,13 +176,12 @@ def _is_kept(connection: sqlite3.Connection, row: KeyRow) -> bool:
     )
 
 
-def _held(row: KeyRow, blocks: dict[int, tuple[BlockSeal, str, bytes]]) -> HeldKey:
-    state, parts = row.state, parts_of(row, blocks) if blocks else ()
-    for block_pk, _, _ in row.places if blocks else []:
-        if blocks[block_pk][1] in BARRED:
-            state = blocks[block_pk][1]
-    collected = frozenset(s for i, s in enumerate(row.relation.slaves) if row.served >> i & 1)
-    return HeldKey(SealedKey(row.key_id, row.size, parts), row.relation, state, collected, row.collectable)
+def _held(row: KeyRow, runs: dict[int, Run]) -> HeldKey:
+    mine = [runs[block_pk] for block_pk, _, _ in row.places] if runs else []
+    state = next((run.state for run in mine if run.state in BARRED), row.state)
+    key = SealedKey(row.key_id, row.size, parts_of(row, runs) if runs else ())
+    collected = frozenset([slave for place, slave in enumerate(row.relation.slaves) if row.served >> place & 1])
+    return HeldKey(key, row.relation, state, collected, row.collectable)
 
 
 def _refuse_barred(transaction: Transaction, rows: Sequence[KeyRow]) -> None:
@@ -190,8 +191,8 @@ def _refuse_barred(transaction: Transaction, rows: Sequence[KeyRow]) -> None:
             raise KeyNotHeld("a key is of a block that is frozen or revoked")
 
 
-def _collected(row: KeyRow, slave: str) -> dict[str, object]:
-    """The row's new values when ``slave`` has the key."""
+def _collected(row: KeyRow, slave: str) -> tuple[int, KeyState]:
+    """The bit of ``slave`` in its relation, and the key's state when it has the key."""
     slaves = row.relation.slaves
     if slave not in slaves:
         raise KeyNotHeld("a key is not for this SAE")
@@ -199,7 +200,6 @@ def _collected(row: KeyRow, slave: str) -> dict[str, object]:
     if not row.due & bit:
         raise KeyNotHeld("a key is collected at another KME by this SAE")
     everyone = (1 << len(slaves)) - 1 & row.due
-    state = KeyState.CONSUMED if row.served | bit == everyone else KeyState.DELIVERED
-    return {"bit": bit, "state": state.value, "key_id": row.key_id.bytes}
+    return bit, KeyState.CONSUMED if row.served | bit == everyone else KeyState.DELIVERED
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hsmkme.model import Entry, Lineage
 from hsmkme.store.database import Database, Transaction, head_of
 from hsmkme.store.links import RESTORED, freeze
-from hsmkme.store.rows import erase
+from hsmkme.store.segments import erase
 
 
 class Lineages:
@@ -33,7 +33,7 @@ class Lineages:
                 return False
             transaction.execute("UPDATE lineage SET generation = ?", (remembered.generation + 1,))
             lost = _exhaust_local_blocks(transaction)
-            facts = {"log_rows_lost": remembered.log_rows - head_of(transaction.connection)[0], "keys_void": lost}
+            facts = {"log_rows_lost": remembered.log_rows - transaction.head()[0], "keys_void": lost}
             transaction.append(entry.knowing(**facts))
             for (link_id,) in transaction.execute("SELECT link_id FROM far_end").fetchall():
                 freeze(transaction, link_id, RESTORED, Entry("link.freeze", entry.actor))

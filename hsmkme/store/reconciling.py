@@ -18,8 +18,8 @@ from hsmkme.states import BlockState, KeyState
 from hsmkme.store.accepting import insert_assigned
 from hsmkme.store.database import Database, Transaction
 from hsmkme.store.inbox import make_ready, quarantine, revoke
-from hsmkme.store.rows import KeyRow, erase, note_blocks, rows_of, void_rows
-from hsmkme.store.veins import relation_id, segments_of
+from hsmkme.store.rows import Batch, KeyRow, insert_rows, rows_of, void_rows
+from hsmkme.store.segments import erase, joined
 
 PAGE: Final = 16
 """Blocks in one question: a block may have hundreds of keys."""
@@ -100,7 +100,7 @@ class Reconciling:
             lost = [block_id for block_id in asked if block_id not in known]
             _revoke_confirmed(transaction, link_id, lost, entry)
             facts = {"link": link_id, "blocks": len(known), "key_IDs": [str(k) for keys in learnt for k in keys]}
-            transaction.append(Entry("link.learn", entry.actor, {**facts, "given_up": segments_of(given_up)}))
+            transaction.append(Entry("link.learn", entry.actor, {**facts, "given_up": joined(given_up)}))
 
 
 def _pk(connection: Any, link_id: str, block_id: str) -> int | None:
@@ -215,7 +215,9 @@ def _remember(transaction: Transaction, link_id: str, kme_id: str, key: KeyRepor
 
     False if a block of it was forgotten too: the bytes are not here any more.
     """
-    if any(_pk(transaction.connection, link_id, place.block_id) is None for place in key.parts):
+    blocks = {place.block_id: _pk(transaction.connection, link_id, place.block_id) for place in key.parts}
+    pks = {block_id: block_pk for block_id, block_pk in blocks.items() if block_pk is not None}
+    if len(pks) < len(blocks):
         return False
     relation = Relation.of(key.master, key.slaves)
     here = {sae for (sae,) in transaction.execute("SELECT sae_id FROM sae WHERE kme_id = ?", (kme_id,))}
@@ -225,20 +227,8 @@ def _remember(transaction: Transaction, link_id: str, kme_id: str, key: KeyRepor
         assign = Assign(master=key.master, slaves=list(relation.slaves), size=key.size, keys=[assigned])
         insert_assigned(transaction, link_id, relation, assign, due, of_any_owner=True)
         return True
-    places = []
-    for place in key.parts:
-        (block_pk,) = transaction.execute(
-            "SELECT block_pk FROM block WHERE link_id = ? AND block_id = ?", (link_id, place.block_id)
-        ).fetchone()
-        places.append(f"[{block_pk},{place.first},{place.count}]")
-    transaction.execute(
-        "INSERT INTO key (key_id, relation_id, state, size, parts, claimed_at, due) VALUES (?, ?, ?, ?, ?, ?, ?)",
-        (
-            *(key.key_id.bytes, relation_id(transaction, relation), KeyState.DELIVERED.value, key.size),
-            *(f"[{','.join(places)}]", transaction.now(), due),
-        ),
-    )
-    note_blocks(transaction, [(key.key_id.bytes, f"[{','.join(places)}]")])
+    places = [(pks[place.block_id], place.first, place.count) for place in key.parts]
+    insert_rows(transaction, Batch(relation, key.size, KeyState.DELIVERED, due=due), [key.key_id], [places])
     return True
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import sqlite3
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import sqlite_utils
 
@@ -12,38 +14,36 @@ from hsmkme.store.database import Database
 from hsmkme.store.links import new_incarnation
 
 
+@dataclass(frozen=True, slots=True)
+class Known:
+    """The registry at one moment: every SAE, in the order of their ids, and every (master, slave) that is allowed."""
+
+    version: int
+    saes: Mapping[str, Sae] = field(default_factory=dict)
+    pairs: frozenset[tuple[str, str]] = frozenset()
+
+    def allowed(self, master: str, slaves: Sequence[str]) -> frozenset[str]:
+        """Those of ``slaves`` that may share keys of ``master``."""
+        return frozenset(slave for slave in slaves if (master, slave) in self.pairs)
+
+
 class Registry:
     """Who and what this KME knows."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._latest = Known(version=0)
 
-    def saes(self, sae_ids: Iterable[str]) -> dict[str, Sae]:
-        """Those of ``sae_ids`` that are registered."""
-        with self._database.read() as connection:
-            found = {}
-            for sae_id in sae_ids:
-                row = connection.execute("SELECT kme_id, revoked FROM sae WHERE sae_id = ?", (sae_id,)).fetchone()
-                if row is not None:
-                    found[sae_id] = Sae(sae_id, row[0], bool(row[1]))
-            return found
-
-    def all_saes(self) -> list[Sae]:
-        """Every registered SAE."""
-        with self._database.read() as connection:
-            rows = connection.execute("SELECT sae_id, kme_id, revoked FROM sae ORDER BY sae_id")
-            return [Sae(sae_id, kme_id, bool(revoked)) for sae_id, kme_id, revoked in rows]
-
-    def allowed(self, master: str, slaves: Sequence[str]) -> frozenset[str]:
-        """Those of ``slaves`` that may share keys of ``master``."""
-        with self._database.read() as connection:
-            statement = "SELECT 1 FROM pair WHERE master = ? AND slave = ?"
-            return frozenset(s for s in slaves if connection.execute(statement, (master, s)).fetchone())
-
-    def pairs(self) -> list[tuple[str, str]]:
-        """Every (master, slave) that is allowed."""
-        with self._database.read() as connection:
-            return connection.execute("SELECT master, slave FROM pair ORDER BY master, slave").fetchall()
+    def known(self) -> Known:
+        """The registry as it is now. Read again only when its version is another: what any process changed, a
+        revocation above all, is seen by the next request of every other."""
+        row = self._database.ask("SELECT version FROM registry")
+        if row is None:
+            raise StoreError("the store does not say which version its registry has: nobody can be admitted")
+        if row[0] != self._latest.version:
+            with self._database.read() as connection:
+                self._latest = _read(connection)
+        return self._latest
 
     def add_sae(self, sae_id: str, kme_id: str, entry: Entry) -> bool:
         """Register an SAE; False if it is already registered so. Raises `StoreError` if at another KME."""
@@ -108,3 +108,10 @@ class Registry:
                     " ORDER BY link_id, key_bits"
                 )
             )
+
+
+def _read(connection: sqlite3.Connection) -> Known:
+    (version,) = connection.execute("SELECT version FROM registry").fetchone()
+    rows = connection.execute("SELECT sae_id, kme_id, revoked FROM sae ORDER BY sae_id")
+    saes = {sae_id: Sae(sae_id, kme_id, bool(revoked)) for sae_id, kme_id, revoked in rows}
+    return Known(version, saes, frozenset(connection.execute("SELECT master, slave FROM pair")))

@@ -19,7 +19,8 @@ from hsmkme.states import KeyState
 from hsmkme.store.database import Database, Transaction
 from hsmkme.store.outbox import post
 from hsmkme.store.reconciling import KEYS_OF_BLOCKS
-from hsmkme.store.rows import CHUNK, KeyRow, erase, rows_of, void_rows
+from hsmkme.store.rows import CHUNK, KeyRow, rows_of, void_rows
+from hsmkme.store.segments import erase
 
 BLOCKS_AT_ONCE: Final = 32
 """Blocks that are ended in one commit, and told of in one message."""

@@ -1,20 +1,23 @@
-"""Rows of claimed keys: reading them, and the two ways in which their segments end. For verbs inside a transaction."""
+"""Rows of claimed keys: making and reading them, and how they end. For verbs inside a transaction."""
 
 from __future__ import annotations
 
 import json
 import sqlite3
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from functools import lru_cache
+from types import MappingProxyType
+from typing import Final, NamedTuple
 from uuid import UUID
 
 from hsmkme.errors import StoreError
-from hsmkme.model import BlockName, BlockSeal, Entry, Part, Relation, segment_bytes
+from hsmkme.model import Entry, Part, Relation
 from hsmkme.states import BlockState, KeyState
 from hsmkme.store.database import Transaction
 from hsmkme.store.outbox import post_voids
+from hsmkme.store.segments import Places, Run, erase
 
 CHUNK: Final = 500
 """SQL parameters used at once; SQLite allows at least 999."""
@@ -23,22 +26,31 @@ BARRED: Final = frozenset({BlockState.FROZEN, BlockState.REVOKED})
 """Nothing is collected from a block in these states."""
 
 _SELECT: Final = (
-    "SELECT key_id, master, slaves, state, size, parts, served, mine, due FROM key JOIN relation USING (relation_id)"
-    " WHERE key_id IN"
+    "SELECT key_id, master, slaves, state, size, served, mine, due, parts FROM key JOIN relation USING (relation_id)"
+    " WHERE"
 )
+_INSERT: Final = """
+INSERT INTO key (key_id, relation_id, state, size, parts, claimed_at, mine, due)
+SELECT substr(:key_ids, 16 * key + 1, 16), :relation, :state, :size, value, :now, :mine, :due FROM json_each(:places)
+"""
+_NOTE: Final = """
+INSERT INTO key_of_block SELECT DISTINCT part.value ->> '$[0]', substr(:key_ids, 16 * one.key + 1, 16)
+FROM json_each(:places) AS one, json_each(one.value) AS part
+"""
+"""Not a trigger: the store allows no schema to call functions that look into JSON."""
 
 
+class KeyRow(NamedTuple):
+    """A key as it is in the store: 128 of them are read at once."""
 
-@dataclass(frozen=True, slots=True)
-class KeyRow:
     key_id: UUID
     relation: Relation
     state: str
     size: int
-    places: list[tuple[int, int, int]]
     served: int
     mine: bool
     due: int
+    places: Places
 
     @property
     def collectable(self) -> bool:
@@ -48,59 +60,104 @@ class KeyRow:
 
 def rows_of(connection: sqlite3.Connection, key_ids: Sequence[UUID]) -> list[KeyRow]:
     """The rows of ``key_ids`` that exist, in the order given."""
-    found: dict[bytes, KeyRow] = {}
+    named = {key_id.bytes: key_id for key_id in key_ids}
+    found: dict[UUID, KeyRow] = {}
+    for condition, wanted in _chunks(key_ids):
+        found |= {row.key_id: row for row in rows_where(connection, condition, wanted, named)}
+    return [found[key_id] for key_id in key_ids if key_id in found]
+
+
+def rows_where(
+    connection: sqlite3.Connection,
+    condition: str,
+    values: Sequence[object] | Mapping[str, object],
+    named: Mapping[bytes, UUID] = MappingProxyType({}),
+) -> list[KeyRow]:
+    """The rows of keys that meet a condition, which may set their order and how many they are at most.
+
+    ``named``: key_IDs that are made already.
+    """
+    rows = connection.execute(f"{_SELECT} {condition}", values).fetchall()
+    found = []
+    for row, places in zip(rows, _places([row[-1] for row in rows]), strict=True):
+        key_id, master, slaves, state, size, served, mine, due, _ = row
+        name = named.get(key_id) or UUID(bytes=key_id)
+        found.append(KeyRow(name, _relation(master, slaves), state, size, served, bool(mine), due, places))
+    return found
+
+
+def update_rows(transaction: Transaction, statement: str, key_ids: Sequence[UUID], *values: object) -> int:
+    """Run an UPDATE, which ends with a condition on ``values``, for these keys alone; returns how many it changed."""
+    return sum(
+        transaction.execute(f"{statement} AND {condition}", (*values, *wanted)).rowcount
+        for condition, wanted in _chunks(key_ids)
+    )
+
+
+def _chunks(key_ids: Sequence[UUID]) -> Iterator[tuple[str, list[bytes]]]:
+    """The condition that picks these keys, and its parameters; only question marks are inserted."""
     for start in range(0, len(key_ids), CHUNK):
         wanted = [key_id.bytes for key_id in key_ids[start : start + CHUNK]]
-        marks = ",".join("?" * len(wanted))
-        for key_id, master, slaves, state, size, parts, served, mine, due in connection.execute(
-            f"{_SELECT} ({marks})",  # only question marks are inserted
-            wanted,
-        ):
-            relation = Relation.unpacked(master, slaves)
-            found[key_id] = KeyRow(UUID(bytes=key_id), relation, state, size, _places(parts), served, bool(mine), due)
-    return [found[key_id.bytes] for key_id in key_ids if key_id.bytes in found]
+        yield f"key_id IN ({','.join('?' * len(wanted))})", wanted
 
 
-def _places(parts: str) -> list[tuple[int, int, int]]:
+def _places(parts: Sequence[str]) -> list[Places]:
+    """Where keys are, of their rows' ``parts``; read together, which costs a third of one after the other."""
     try:
-        return [(pk, first, count) for pk, first, count in json.loads(parts)]
-    except (ValueError, TypeError) as error:
-        raise StoreError("the row of a claimed key was tampered with: it does not say where the key is") from error
+        found = [[(pk, first, count) for pk, first, count in one] for one in json.loads(f"[{','.join(parts)}]")]
+    except (ValueError, TypeError):
+        found = []
+    if len(found) != len(parts):
+        raise StoreError("the row of a claimed key was tampered with: it does not say where the key is")
+    return found
 
 
-def note_blocks(transaction: Transaction, placed: Iterable[tuple[bytes, str]]) -> None:
-    """Note of which blocks keys that a peer knows of are; ``placed`` are key_IDs and places as their rows keep them.
-
-    Not by a trigger: the store allows no schema to call functions that look into JSON.
-    """
-    pairs = {(place[0], key_id) for key_id, parts in placed for place in _places(parts)}
-    transaction.executemany("INSERT INTO key_of_block VALUES (?, ?)", sorted(pairs))
+@lru_cache(maxsize=1024)
+def _relation(master: str, slaves: str) -> Relation:
+    return Relation.unpacked(master, slaves)
 
 
-def blocks_of(connection: sqlite3.Connection, block_pks: Iterable[int]) -> dict[int, tuple[BlockSeal, str, bytes]]:
-    """Seal, state and all segments of each block."""
-    blocks = {}
-    for block_pk in block_pks:
-        row = connection.execute(
-            "SELECT link_id, block_id, epoch, key_bits, wrapped, state, coalesce(sealed, x'') FROM block"
-            " LEFT JOIN segments USING (block_pk) WHERE block_pk = ?",
-            (block_pk,),
-        ).fetchone()
-        if row is None:
-            raise StoreError(f"a claimed key is of block {block_pk}, which the store does not have")
-        link_id, block_id, epoch, key_bits, wrapped, state, sealed = row
-        blocks[block_pk] = (BlockSeal(BlockName(link_id, block_id), epoch, key_bits, wrapped), state, sealed)
-    return blocks
+def relation_id(transaction: Transaction, relation: Relation) -> int:
+    """The number of a relation, which gets one when it has none."""
+    values = (relation.master, relation.packed)
+    row = transaction.execute("SELECT relation_id FROM relation WHERE master = ? AND slaves = ?", values).fetchone()
+    if row is None:
+        statement = "INSERT INTO relation (master, slaves) VALUES (?, ?) RETURNING relation_id"
+        row = transaction.execute(statement, values).fetchone()
+    return int(row[0])
 
 
-def parts_of(row: KeyRow, blocks: dict[int, tuple[BlockSeal, str, bytes]]) -> tuple[Part, ...]:
-    """The sealed parts of a key, out of what `blocks_of` gave of its blocks."""
-    parts = []
-    for block_pk, first, count in row.places:
-        seal, _, sealed = blocks[block_pk]
-        stride = segment_bytes(seal.key_bits)
-        parts.append(Part(seal, first, count, sealed[first * stride : (first + count) * stride]))
-    return tuple(parts)
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What keys that get their rows together have in common; ``due`` and ``mine`` as in their rows."""
+
+    relation: Relation
+    size: int
+    state: KeyState
+    mine: bool = True
+    due: int = -1
+
+
+def insert_rows(transaction: Transaction, batch: Batch, key_ids: Sequence[UUID], places: Sequence[Places]) -> None:
+    """Make rows of keys and, if a peer knows of them, notes of which blocks they are: all by one statement each."""
+    values = {
+        "key_ids": b"".join([key_id.bytes for key_id in key_ids]),
+        "places": json.dumps(places),
+        "relation": relation_id(transaction, batch.relation),
+        "state": batch.state.value,
+        "size": batch.size,
+        "now": transaction.now(),
+        "mine": batch.mine,
+        "due": batch.due,
+    }
+    transaction.execute(_INSERT, values)
+    if not batch.mine or batch.due != -1:
+        transaction.execute(_NOTE, values)
+
+
+def parts_of(row: KeyRow, runs: dict[int, Run]) -> tuple[Part, ...]:
+    """The sealed parts of a key, out of what `segments.runs_of` gave of its blocks."""
+    return tuple([runs[block_pk].part(first, count) for block_pk, first, count in row.places])
 
 
 def void_rows(transaction: Transaction, rows: Sequence[KeyRow], entry: Entry, *, tell: bool = True) -> list[UUID]:
@@ -113,7 +170,8 @@ def void_rows(transaction: Transaction, rows: Sequence[KeyRow], entry: Entry, *,
     doomed = [row for row in rows if row.state not in ended]
     if not doomed:
         return []
-    transaction.executemany("UPDATE key SET state = 'void' WHERE key_id = ?", [(r.key_id.bytes,) for r in doomed])
+    statement = "UPDATE key SET state = 'void' WHERE state NOT IN ('consumed', 'void')"
+    update_rows(transaction, statement, [row.key_id for row in doomed])
     erase(transaction, [place for row in doomed for place in row.places])
     transaction.append(entry.knowing(key_IDs=[str(row.key_id) for row in doomed]))
     if tell:
@@ -139,38 +197,3 @@ def _offered_on(transaction: Transaction, row: KeyRow) -> list[str]:
         {"block": row.places[0][0] if row.places else None, "key": row.key_id.bytes},
     )
     return [link_id for (link_id,) in found]
-
-
-def erase(transaction: Transaction, places: Sequence[tuple[int, int, int]]) -> None:
-    """Write zeros over segments; a block with none left, and none to give, is retired."""
-    by_block: dict[int, list[tuple[int, int]]] = defaultdict(list)
-    for block_pk, first, count in places:
-        by_block[block_pk].append((first, count))
-    for block_pk, runs in by_block.items():
-        _overwrite(transaction, block_pk, runs)
-        transaction.execute(
-            "UPDATE block SET live = live - ? WHERE block_pk = ?", (sum(count for _, count in runs), block_pk)
-        )
-        retired = transaction.execute(
-            "UPDATE block SET state = 'retired' WHERE block_pk = ? AND live = 0"
-            " AND state IN ('exhausted', 'expired', 'revoked')",
-            (block_pk,),
-        )
-        if retired.rowcount:
-            transaction.execute("DELETE FROM segments WHERE block_pk = ?", (block_pk,))
-            transaction.execute("DELETE FROM assigned_segment WHERE block_pk = ?", (block_pk,))
-
-
-def _overwrite(transaction: Transaction, block_pk: int, runs: Sequence[tuple[int, int]]) -> None:
-    """Zeros over ``runs`` (first segment, count). What was tampered with may be shorter, or gone: that ends too."""
-    row = transaction.execute(
-        "SELECT key_bits, length(sealed) FROM block JOIN segments USING (block_pk) WHERE block_pk = ?", (block_pk,)
-    ).fetchone()
-    if row is None:
-        return
-    stride, length = segment_bytes(row[0]), row[1]
-    with transaction.connection.blobopen("segments", "sealed", block_pk) as blob:
-        for first, count in runs:
-            start, end = min(first * stride, length), min((first + count) * stride, length)
-            blob.seek(start)
-            blob.write(bytes(end - start))

@@ -9,7 +9,7 @@ from hsmkme.model import Entry
 from hsmkme.store.database import Database
 from hsmkme.store.inbox import make_ready, quarantine, revoke
 from hsmkme.store.outbox import post
-from hsmkme.store.rows import erase
+from hsmkme.store.segments import erase
 
 
 class Sharing:

@@ -42,7 +42,7 @@ class End:
     def deposit(self, block: RawBlock, *, mine: bool, tag: bytes) -> None:
         """A block that both ends have and have compared."""
         sealed = replace(self.custody._token.seal(block, 1), mine=mine, tag=tag)
-        self.store.blocks.deposit(sealed, BlockState.READY, 1_000_000, Entry("block.deposit", "device"))
+        self.store.blocks.deposit([sealed], BlockState.READY, 1_000_000, Entry("block.deposit", "device"))
 
     def state_of(self, key_id: UUID) -> str:
         return str(self.store.keys.held([key_id])[key_id].state)

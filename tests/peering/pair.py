@@ -312,7 +312,7 @@ class Pair:
             name = new if owner in (None, owner_of(link, new, "kme-1", "kme-2")) else None
         material = os.urandom(keys * BITS // 8)
         for end in ends or self.ends:
-            end.intake.take(RawBlock(BlockName(link, name), BITS, KeyMaterial(material)), "device")
+            end.intake.take([RawBlock(BlockName(link, name), BITS, KeyMaterial(material))], "device")
         return name
 
     def fill(self, blocks: int, keys: int = 4, link: str = LINK) -> None:

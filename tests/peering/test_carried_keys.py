@@ -125,10 +125,11 @@ def test_a_slave_of_another_kme_cannot_collect_it_here(ends: Ends) -> None:
 
 
 def test_what_was_carried_counts_neither_as_stock_nor_as_rate_nor_as_size_of_a_block(ends: Ends) -> None:
-    before = ends.away.rows("SELECT * FROM pool")
+    statement = "SELECT link_id, key_bits, ready, theirs FROM pool"
+    before = ends.away.rows(statement)
     ends.fetch(number=1)
     ((_, bits, ready, theirs),) = before
-    assert ends.away.rows("SELECT * FROM pool") == [("far", bits, ready, int(str(theirs)) - 1)]
+    assert ends.away.rows(statement) == [("far", bits, ready, int(str(theirs)) - 1)]
     assert ends.away.store.links.block_size("far", 256) == 8
 
 

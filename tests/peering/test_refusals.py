@@ -154,9 +154,9 @@ def test_the_same_bytes_under_two_ids(pair: Pair) -> None:
 
     material = bytes(range(128))
     for end in pair.ends:
-        end.intake.take(RawBlock(BlockName(LINK, "once"), 256, KeyMaterial(material)), "device")
+        end.intake.take([RawBlock(BlockName(LINK, "once"), 256, KeyMaterial(material))], "device")
         with pytest.raises(BlockReplayed):
-            end.intake.take(RawBlock(BlockName(LINK, "twice"), 256, KeyMaterial(material)), "device")
+            end.intake.take([RawBlock(BlockName(LINK, "twice"), 256, KeyMaterial(material))], "device")
         assert end.alarms == ["alarm.block-replayed"]
     pair.rounds(2)
     serves_others(pair)
@@ -168,7 +168,7 @@ def test_the_same_bytes_under_an_id_of_its_own_at_each_end(pair: Pair) -> None:
 
     material = bytes(range(128, 256))
     for end, name in zip(pair.ends, ("mine", "yours"), strict=True):
-        end.intake.take(RawBlock(BlockName(LINK, name), 256, KeyMaterial(material)), "device")
+        end.intake.take([RawBlock(BlockName(LINK, name), 256, KeyMaterial(material))], "device")
     pair.rounds(3)
     assert pair.a.owned()[f"{LINK}/mine"][2] == pair.b.owned()[f"{LINK}/yours"][2] == "deposited"
     well(pair)

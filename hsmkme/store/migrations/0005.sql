@@ -17,6 +17,8 @@ CREATE TRIGGER first_epoch_stays BEFORE UPDATE OF first_epoch ON block
 CREATE INDEX live_under ON block(epoch, block_pk) WHERE state <> 'retired';
 CREATE INDEX ended_under ON block(epoch) WHERE state = 'retired';
 
+CREATE INDEX ageing ON block(link_id, deposited_at) WHERE state IN ('deposited', 'ready');
+
 CREATE TRIGGER block_goes_under_active BEFORE INSERT ON block
     WHEN NOT EXISTS (SELECT 1 FROM epoch WHERE epoch = NEW.epoch AND state = 'active')
     BEGIN SELECT RAISE(ABORT, 'illegal transition: a block goes under the active epoch'); END;
