@@ -180,8 +180,7 @@ class PeerSection(_Section):
 class LinkSection(_Section):
     """``[[link]]``: a QKD link to the KME ``peer`` (this KME itself: a local link).
 
-    What nobody claimed of a block ends ``ttl_seconds`` after its deposit; 0: never.
-    """
+    What nobody claimed of a block ends ``ttl_seconds`` after its deposit; 0: never."""
 
     id: Name
     peer: Name
