@@ -55,6 +55,7 @@ class Custody:
         self._clock = clock
         self._sound = store.examining.sound
         store.seal_rows(token.row_key())
+        self._take_notes()
         try:
             self._epochs = Epochs(token, store, clock)
         except (OperatorFault, StoreTampered) as fault:
@@ -69,6 +70,11 @@ class Custody:
         latest = self._store.log.latest(1, "alarm.")
         if not latest or json.loads(latest[0].text).get("reason") != reason:
             self._store.log.append(Entry("alarm.epochs-differ", "custody", {"reason": reason}))
+
+    def _take_notes(self) -> None:
+        """Log what ceremonies did on this token since somebody looked last; the first one begins epoch 1."""
+        for note in self._token.notes():
+            self._store.ceremonies.admit(note, Entry("ceremony.held", "custody"))
 
     def _check_lineage(self) -> None:
         """Deliver nothing anew that was delivered since a copy was made, if this store is that copy."""

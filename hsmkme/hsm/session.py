@@ -97,12 +97,12 @@ class Sessions:
             self._module = load_module(address)
             self.cryptoki = Cryptoki(str(address.module))
             if not self._module_is_initialised():  # loaded before a fork, or finalised by other code
-                self._initialise_again()
+                initialise_again(self._module)
             try:
                 self._log_in()
             except TokenUnavailable:
                 # A module lists its tokens when it is initialised: this one may have come since then.
-                self._initialise_again()
+                initialise_again(self._module)
                 self._log_in()
 
     def _log_in(self) -> None:
@@ -175,7 +175,7 @@ class Sessions:
                 self._let_go()
                 self.generation += 1
                 if hard or not self._module_is_initialised():
-                    self._initialise_again()
+                    initialise_again(self._module)
                 self._log_in()
 
     def close(self) -> None:
@@ -199,18 +199,20 @@ class Sessions:
             with suppress(pkcs11.PKCS11Error):
                 session.close()
 
-    def _initialise_again(self) -> None:
-        with suppress(pkcs11.PKCS11Error):
-            self._module.finalize()  # somebody may have done it before us
-        _Module.starts += 1
-        self._module.initialize()
-
     def _module_is_initialised(self) -> bool:
         try:
             self._module.get_slots()
         except pkcs11.PKCS11Error:
             return False
         return True
+
+
+def initialise_again(module: Any) -> None:
+    """Initialise the module anew: every login of this process ends, and notices."""
+    with suppress(pkcs11.PKCS11Error):
+        module.finalize()  # somebody may have done it before us
+    _Module.starts += 1
+    module.initialize()
 
 
 def find_token(module: Any, address: TokenAddress) -> Any:

@@ -67,7 +67,7 @@ class Epochs:
         with self._database.read() as connection:
             row = connection.execute("SELECT epoch FROM epoch WHERE state = 'active'").fetchone()
         if row is None:
-            raise StoreError("the store knows no active master key: run `hsmkme ceremony first`")
+            raise StoreError("the store knows no active master key: hold a first ceremony (ops/ceremonies.md)")
         return int(row[0])
 
     def usable(self) -> frozenset[int]:
