@@ -30,7 +30,7 @@ from hsmkme.hsm.faults import translated
 from hsmkme.hsm.module import load_module
 from hsmkme.hsm.profiles import TokenAddress
 from hsmkme.hsm.segments import Segments
-from hsmkme.hsm.softhsm import mend_token_files
+from hsmkme.hsm.softhsm import forget_openssl_errors, mend_token_files
 from hsmkme.hsm.templates import mapper
 from hsmkme.model import BlockSeal
 
@@ -153,6 +153,7 @@ class Sessions:
             raise TokenUnavailable("the token is busy", retry_after=1)
 
     def _leave_module(self) -> None:
+        forget_openssl_errors()
         if self._serial:
             _Module.lock.release()
 
