@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from threading import BoundedSemaphore
 from typing import Final, Protocol
 from uuid import UUID, uuid4
 
@@ -22,6 +21,7 @@ from hsmkme.errors import KeyNotHeld, LinkFrozen, PeerError, PeerRefused, PeerUn
 from hsmkme.messages.bodies import Assigned, Query, Report, parsed
 from hsmkme.model import Demand, OpenKey, Retry
 from hsmkme.store import Draft, NewIds, Offer
+from hsmkme.waiting import Places, sleep
 
 log = logging.getLogger(__name__)
 
@@ -63,10 +63,10 @@ class Agreement:
         sender: Sender,
         new_ids: NewIds,
         clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], None] = time.sleep,
+        sleep: Callable[[float], None] = sleep,
     ) -> None:
         self._kme_id = kme_id
-        self._waiting: dict[str, BoundedSemaphore] = {}
+        self._waiting: dict[str, Places] = {}
         self._custody = custody
         self._sender = sender
         self._new_ids = new_ids
@@ -126,13 +126,13 @@ class Agreement:
 
     @contextmanager
     def _turn(self, awaited: str, most: int) -> Iterator[None]:
-        places = self._waiting.setdefault(awaited, BoundedSemaphore(most))
-        if not places.acquire(timeout=QUEUE_SECONDS):
+        places = self._waiting.setdefault(awaited, Places(most))
+        if not places.take(QUEUE_SECONDS):
             raise PeerUnavailable(f"{most} requests wait for {awaited} already", asked=False)
         try:
             yield
         finally:
-            places.release()
+            places.give_back()
 
     def _agree(self, offer: Offer, carried: Sequence[Draft] = ()) -> Offer:
         """The offer when every peer has accepted every key of it; else void them and raise why."""

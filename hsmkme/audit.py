@@ -13,6 +13,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, Final
 
 from hsmkme.model import Entry, LogRow, Seal
@@ -20,6 +21,7 @@ from hsmkme.model import Entry, LogRow, Seal
 _ROW_DOMAIN: Final = b"hsmkme/log/1"
 _SEAL_DOMAIN: Final = b"hsmkme/seal/1"
 _EXPORT_DOMAIN: Final = b"hsmkme/export/1"
+_RECEIPT_DOMAIN: Final = b"hsmkme/receipt/1"
 _CANONICAL: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
@@ -41,7 +43,13 @@ def canonical(value: dict[str, Any]) -> str:
 
 def timestamp(now: float) -> str:
     """RFC 3339, UTC, milliseconds."""
-    return datetime.fromtimestamp(now, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    second, millisecond = divmod(int(now * 1000), 1000)
+    return f"{_second(second)}.{millisecond:03d}Z"
+
+
+@lru_cache(maxsize=4)
+def _second(second: int) -> str:
+    return datetime.fromtimestamp(second, UTC).replace(tzinfo=None).isoformat()
 
 
 def row_hash(previous: bytes, text: str) -> bytes:
@@ -57,6 +65,11 @@ def seal_digest(seq: int, row: bytes) -> bytes:
 def export_digest(header: str) -> bytes:
     """What the first line of an export signs."""
     return hashlib.sha256(_EXPORT_DOMAIN + header.encode()).digest()
+
+
+def receipt_digest(text: str) -> bytes:
+    """What a receipt signs."""
+    return hashlib.sha256(_RECEIPT_DOMAIN + text.encode()).digest()
 
 
 def export_header(kme_id: str, seq: int, row: bytes, at: str) -> str:

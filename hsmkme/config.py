@@ -75,7 +75,6 @@ class ServerSection(_Section):
     sae_ca: FilePath
     sae_crl: FilePath | None = None
     workers: Positive = 2
-    threads: Positive = 8
     max_body_bytes: Positive = 65536
 
 
@@ -124,11 +123,36 @@ class FairUseSection(_Section):
     waiting: Positive = 256
 
 
+class OfficerSection(_Section):
+    """One of ``[approvals] officers``: a name, and the file with the Ed25519 public key, PEM or OpenSSH."""
+
+    name: Name
+    key: FilePath
+
+
+class ApprovalsSection(_Section):
+    """``[approvals]``: destructive acts need ``needed`` officers besides the one who asks for them."""
+
+    needed: Positive
+    officers: list[OfficerSection]
+
+
 class AuditSection(_Section):
     """``[audit]``: a seal is made after this many rows or seconds, whichever comes first."""
 
     seal_rows: Positive = 1000
     seal_seconds: Positive = 10
+
+
+class EpochsSection(_Section):
+    """``[epochs]``: when upkeep opens the next master key, and how fast block keys move to it.
+
+    After so many seconds, or so many block keys wrapped, whichever comes first; 0: never, an officer does it.
+    """
+
+    rotate_seconds: Annotated[int, Field(ge=0)] = 86400
+    rotate_blocks: Annotated[int, Field(ge=0)] = 1_000_000
+    rewrap_per_second: Positive = 200
 
 
 class PeeringSection(_Section):
@@ -143,7 +167,6 @@ class PeeringSection(_Section):
     ca: FilePath
     crl: FilePath | None = None
     workers: Positive = 1
-    threads: Positive = 8
     max_body_bytes: Positive = 1_048_576
 
 
@@ -155,11 +178,14 @@ class PeerSection(_Section):
 
 
 class LinkSection(_Section):
-    """``[[link]]``: a QKD link to the KME ``peer`` (this KME itself: a local link)."""
+    """``[[link]]``: a QKD link to the KME ``peer`` (this KME itself: a local link).
+
+    What nobody claimed of a block ends ``ttl_seconds`` after its deposit; 0: never."""
 
     id: Name
     peer: Name
     key_bits: Annotated[int, Field(gt=0, multiple_of=SEGMENT_BITS_STEP)] = 256
+    ttl_seconds: Annotated[int, Field(ge=0)] = 0
 
 
 class SpoolSection(_Section):
@@ -181,7 +207,9 @@ class Config(_Section):
     sae: SaeSection = SaeSection()
     keys: KeysSection = KeysSection()
     fair_use: FairUseSection = FairUseSection()
+    approvals: ApprovalsSection | None = None
     audit: AuditSection = AuditSection()
+    epochs: EpochsSection = EpochsSection()
     peering: PeeringSection | None = None
     peer: list[PeerSection] = []
     link: list[LinkSection] = []

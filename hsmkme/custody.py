@@ -14,12 +14,33 @@ from contextlib import suppress
 from dataclasses import replace
 from uuid import UUID
 
-from hsmkme.audit import export_digest, export_header, export_lines, seal_digest, signed_header, timestamp
+from hsmkme.audit import (
+    export_digest,
+    export_header,
+    export_lines,
+    receipt_digest,
+    seal_digest,
+    signed_header,
+    timestamp,
+)
+from hsmkme.epochs import Epochs
 from hsmkme.errors import AuditBroken, OperatorFault, RecordFault, StoreError, StoreTampered, TokenError
 from hsmkme.hsm.token import Token
 from hsmkme.messages.bodies import Body, Carry, KeyReport
-from hsmkme.model import BlockName, Clock, Demand, Entry, HeldKey, OpenKey, RawBlock, Retry, Seal, SealedKey
-from hsmkme.states import BlockState, EpochState
+from hsmkme.model import (
+    BlockName,
+    Clock,
+    Demand,
+    Entry,
+    HeldKey,
+    OpenKey,
+    RawBlock,
+    Retry,
+    Seal,
+    SealedBlock,
+    SealedKey,
+)
+from hsmkme.states import BlockState
 from hsmkme.store import Draft, NewIds, Offer, Outcome, Pads, Receipt, Store, carried_name
 
 log = logging.getLogger(__name__)
@@ -34,8 +55,9 @@ class Custody:
         self._clock = clock
         self._sound = store.examining.sound
         store.seal_rows(token.row_key())
+        self._take_notes()
         try:
-            self._epoch = self._check_epochs()
+            self._epochs = Epochs(token, store, clock)
         except (OperatorFault, StoreTampered) as fault:
             with suppress(TokenError):
                 token.anchored()  # a token that lost sight of everything blames no row
@@ -43,23 +65,16 @@ class Custody:
             raise
         self._check_lineage()
 
-    def _check_epochs(self) -> int:
-        """Compare the check value of every epoch in use with the token's; returns the active epoch."""
-        epochs = {epoch: row for epoch, *row in self._store.registry.epochs() if row[0] is not EpochState.DESTROYED}
-        for epoch, (_, value) in epochs.items():
-            if self._token.check_value(epoch) != value:
-                raise OperatorFault(f"master/{epoch} of this token is not the key that this store was sealed under")
-        self._epochs = frozenset(epochs)
-        for epoch, (state, _) in epochs.items():
-            if state is EpochState.ACTIVE:
-                return epoch
-        raise OperatorFault("the store knows no active master key: run `hsmkme ceremony first`")
-
     def _alarm_of_epochs(self, reason: str) -> None:
         """Record that the store's epochs are not the token's, once however often somebody starts."""
         latest = self._store.log.latest(1, "alarm.")
         if not latest or json.loads(latest[0].text).get("reason") != reason:
             self._store.log.append(Entry("alarm.epochs-differ", "custody", {"reason": reason}))
+
+    def _take_notes(self) -> None:
+        """Log what ceremonies did on this token since somebody looked last; the first one begins epoch 1."""
+        for note in self._token.notes():
+            self._store.ceremonies.admit(note, Entry("ceremony.held", "custody"))
 
     def _check_lineage(self) -> None:
         """Deliver nothing anew that was delivered since a copy was made, if this store is that copy."""
@@ -84,13 +99,18 @@ class Custody:
         crash before it leaves nothing: the device still has the blocks. Raises what `store.Blocks.deposit` refuses;
         ``limit`` is in keys.
         """
-        sealed = [self._token.seal(block, self._epoch) for block in blocks]
-        if state is BlockState.DEPOSITED:
-            sealed = [
-                replace(made, tag=self._token.confirmation_tag(block), mine=block.name not in theirs)
-                for made, block in zip(sealed, blocks, strict=True)
+        entry = Entry("block.deposit", actor)
+        waits = state is BlockState.DEPOSITED
+        tags = [self._token.confirmation_tag(block) if waits else None for block in blocks]
+
+        def keep(sealed: Sequence[SealedBlock]) -> list[Outcome]:
+            told = [
+                replace(made, tag=tag, mine=made.seal.name not in theirs)
+                for made, tag in zip(sealed, tags, strict=True)
             ]
-        return self._store.blocks.deposit(sealed, state, limit, Entry("block.deposit", actor))
+            return self._store.blocks.deposit(told, state, limit, entry)
+
+        return self._epochs.seal(blocks, keep)
 
     def release(self, demand: Demand, actor: str, retry: Retry | None = None) -> list[OpenKey]:
         """Claim keys for a relation and open them for its master.
@@ -99,7 +119,7 @@ class Custody:
         then on. 2. only if they cannot be opened: one commit that voids them. A crash between burns keys.
         The token answers before anything is claimed, so that a failing token burns none.
         """
-        self._token.prove_if_idle(self._epoch)
+        self._epochs.prove_if_idle()
         entry = Entry("key.deliver", actor)
         return self._open_or_burn(self._sound(lambda: self._store.blocks.claim(demand, entry, retry)))
 
@@ -108,7 +128,7 @@ class Custody:
 
         Durable writes: as for `release`, but that the peer is told of keys that do not open.
         """
-        self._token.prove_if_idle(self._epoch)
+        self._epochs.prove_if_idle()
         entry = Entry("key.deliver", actor)
         keys = self._sound(lambda: self._store.agreed.deliver(demand, entry, retry))
         return None if keys is None else self._open_or_burn(keys)
@@ -119,7 +139,7 @@ class Custody:
         Durable writes: one commit with cursors, key rows, the number of the message and audit rows. A crash after it
         burns the keys: upkeep voids what was not confirmed in time.
         """
-        self._token.prove_if_idle(self._epoch)
+        self._epochs.prove_if_idle()
         return self._sound(lambda: self._store.agreed.offer(demand, new_ids, Entry("key.claim", actor)))
 
     def carry(self, offer: Offer) -> list[Draft]:
@@ -137,7 +157,7 @@ class Custody:
             raise
 
     def _carry(self, offer: Offer, pads: Pads) -> Draft:
-        carry = Carry(pads=pads.assign, masked=self._token.mask(offer.wanted, pads.pads))
+        carry = Carry(pads=pads.assign, masked=self._epochs.mask(offer.wanted, pads.pads))
         return self._store.outbox.number(pads.link_id, "keys/carry", carry)
 
     def take_over(self, receipt: Receipt, carry: Carry, due: int, entry: Entry) -> bytes:
@@ -146,14 +166,18 @@ class Custody:
         ``due``: bits of the slaves that this KME serves. Durable writes: one commit with block, segments, key rows,
         erased pads and audit row. A crash before it leaves nothing: the peer says it again, or voids the keys.
         """
-        pads, block = self._store.carried.pads(receipt.link_id, carry.pads), None
-        if pads is not None:
-            name = carried_name(receipt.link_id, receipt.txid)
-            try:
-                block = self._token.unmask(carry.masked, pads, name, self._epoch)
-            except RecordFault as fault:
-                self._quarantine(fault, entry.actor)  # and the answer is that these keys are void
-        return self._store.carried.accept(receipt, carry.pads, due, block, entry)
+
+        def keep(block: SealedBlock | None) -> bytes:
+            return self._store.carried.accept(receipt, carry.pads, due, block, entry)
+
+        pads = self._store.carried.pads(receipt.link_id, carry.pads)
+        if pads is None:
+            return keep(None)
+        try:
+            return self._epochs.unmask(carry.masked, pads, carried_name(receipt.link_id, receipt.txid), keep)
+        except RecordFault as fault:
+            self._quarantine(fault, entry.actor)
+            return keep(None)  # the answer is that these keys are void
 
     def settle(self, offer: Offer, demand: Demand, actor: str, retry: Retry | None = None) -> list[OpenKey]:
         """Open keys of an offer that every peer confirmed.
@@ -198,7 +222,7 @@ class Custody:
     def _open_or_burn(self, keys: Sequence[SealedKey]) -> list[OpenKey]:
         """Open keys that count as delivered since the last commit; void them if that fails."""
         try:
-            return self._open(keys)
+            return self._epochs.open(keys)
         except TokenError as error:
             self._burn(keys, error)
             raise
@@ -206,13 +230,6 @@ class Custody:
     def held(self, key_ids: Sequence[UUID]) -> dict[UUID, HeldKey]:
         """What is known of claimed keys."""
         return self._sound(lambda: self._store.keys.held(key_ids), key_ids)
-
-    def _open(self, keys: Sequence[SealedKey]) -> list[OpenKey]:
-        """Open keys in the token; no token opens one that is under an epoch that there is not."""
-        for seal in (part.block for key in keys for part in key.parts):
-            if seal.epoch not in self._epochs:
-                raise RecordFault(seal.name.link_id, seal.name.block_id)
-        return self._token.open(keys)
 
     def collect(
         self, slave: str, keys: Sequence[SealedKey], actor: str, retry: Retry | None = None, keep_seconds: int = 0
@@ -224,7 +241,7 @@ class Custody:
         Raises `KeyNotHeld` if another request collected one meanwhile: nothing is handed out then.
         """
         try:
-            opened = self._open(keys)
+            opened = self._epochs.open(keys)
         except RecordFault as fault:
             self._quarantine(fault, actor)
             raise
@@ -237,7 +254,7 @@ class Custody:
 
         Durable writes: one commit with the audit row, before they are handed out. No key changes its state.
         """
-        opened = self._open(keys)
+        opened = self._epochs.open(keys)
         self._store.log.append(Entry("key.repeat", actor, {"key_IDs": [str(key.key_id) for key in keys]}))
         return opened
 
@@ -286,6 +303,11 @@ class Custody:
             header = export_header(kme_id, log_now.seq, log_now.hash, timestamp(self._clock()))
             yield signed_header(header, self._token.sign(export_digest(header)))
             yield from export_lines(log_now.rows, log_now.seals)
+
+    def sign_receipt(self, text: str) -> bytes:
+        """The token's signature over a receipt; every row that is in the log by now is sealed."""
+        self.seal_log()
+        return self._token.sign(receipt_digest(text))
 
     def block_id_of(self, block: RawBlock) -> str:
         """A block id for bytes that came without one: the same bytes get the same id, at this KME only."""

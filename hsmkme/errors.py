@@ -14,6 +14,8 @@
     │   ├── BlockConflict              this block id is known with other bytes
     │   ├── BlockReplayed              these bytes are known under another block id
     │   └── PoolFull                   back-pressure: deposit again later
+    ├── ShareRefused               a share of a backup key that is not the one it should be
+    ├── ApprovalRefused            a destructive act that officers did not approve as they must
     ├── StoreError
     │   ├── StoreUnavailable           disk full, read-only, locked: may heal by itself
     │   ├── StoreTampered              rows make no sense: somebody wrote to the file; to be examined
@@ -26,13 +28,16 @@
     │   ├── TokenUnavailable           the device fails: 503, heals by itself
     │   ├── RecordFault                the device works, this record does not open: quarantine
     │   ├── OperatorFault              PIN, missing or foreign objects: a person must act
-    │   │   └── ObjectMissing              not made yet, or the token lost sight of it
+    │   │   ├── ObjectMissing              not made yet, or the token lost sight of it
+    │   │   └── PinRefused                 the token does not take this PIN
     │   └── TokenMisuse                a call this code should never have made
     ├── PeerError
     │   ├── PeerUnavailable            the other KME does not answer: 503, heals by itself
     │   ├── PeerRefused                a message, or an answer, that is not to be believed
     │   └── LinkFrozen                 nothing is claimed from the link until it is thawed or reconciled
-    └── AuditBroken                the log does not prove itself
+    ├── CeremonyAborted            officers stopped, or what was expected did not come: the transcript says so
+    ├── AuditBroken                the log does not prove itself
+    └── FiguresRefused             a measured server gave a key twice, or other bytes: its speed is worth nothing
 """
 
 from __future__ import annotations
@@ -112,6 +117,18 @@ class PoolFull(DepositRefused):
     """The link holds ``max_key_count`` keys; deposit again when some were used."""
 
 
+class ShareRefused(HsmkmeError):
+    """A share was read wrongly, altered, is of another set, or was given before. Nothing of its value is said."""
+
+
+class ApprovalRefused(HsmkmeError):
+    """Officers did not approve an act as they must; it was not done. ``rule`` names the rule of ``ops/rules.md``."""
+
+    def __init__(self, message: str, *, rule: str) -> None:
+        super().__init__(message)
+        self.rule = rule
+
+
 class StoreError(HsmkmeError):
     """The store refuses."""
 
@@ -188,6 +205,10 @@ class ObjectMissing(OperatorFault):
     """The token shows no object of a label: it was never made, or the token was away when it listed its objects."""
 
 
+class PinRefused(OperatorFault):
+    """The token does not take a PIN: a wrong one, or one of a length or form that it does not have."""
+
+
 class TokenMisuse(TokenError):
     """The token forbids the call: a defect of this code or of the token's profile."""
 
@@ -216,6 +237,14 @@ class PeerRefused(PeerError):
 
 class LinkFrozen(PeerError):
     """The link is frozen."""
+
+
+class CeremonyAborted(HsmkmeError):
+    """A ceremony ended before its last step. Nothing is half made; the same command goes on with it."""
+
+
+class FiguresRefused(HsmkmeError):
+    """Servers that were measured gave a key twice, or other bytes than before; no figure of theirs is shown."""
 
 
 class AuditBroken(HsmkmeError):

@@ -19,6 +19,7 @@ from hsmkme.messages.bodies import (
     Missing,
     Query,
     Refusal,
+    Revoke,
     Void,
     parsed,
 )
@@ -37,6 +38,7 @@ from hsmkme.model import Clock, Entry, Link, Relation, due_bits
 from hsmkme.store import Receipt, Store
 from hsmkme.store.links import RESTORED
 from hsmkme.store.reconciling import give_up_missing
+from hsmkme.store.revoking import end_told
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +72,7 @@ class Peering:
             "blocks/announce": self._announce,
             "blocks/grant": self._grant,
             "blocks/missing": self._missing,
+            "blocks/revoke": self._revoke,
             "keys/assign": self._assign,
             "keys/carry": self._carry,
             "keys/void": self._void,
@@ -186,7 +189,11 @@ class Peering:
         return self._store.inbox.grant(receipt, parsed(Grant, receipt.body), entry)
 
     def _missing(self, receipt: Receipt, entry: Entry) -> bytes:
-        return self._store.inbox.missing(receipt, parsed(Missing, receipt.body), entry, give_up_missing)
+        return self._store.inbox.give_up(receipt, parsed(Missing, receipt.body).block_ids, entry, give_up_missing)
+
+    def _revoke(self, receipt: Receipt, entry: Entry) -> bytes:
+        revoke = parsed(Revoke, receipt.body)
+        return self._store.inbox.give_up(receipt, revoke.block_ids, entry.knowing(reason=revoke.reason), end_told)
 
     def _query(self, receipt: Receipt, _: Entry) -> bytes:
         if self._store.links.state(receipt.link_id).why == RESTORED:
@@ -199,6 +206,7 @@ _EVENTS: Final = {
     "blocks/announce": "block.confirm",
     "blocks/grant": "block.take-over",
     "blocks/missing": "block.revoke",
+    "blocks/revoke": "block.revoke",
     "keys/assign": "key.assign",
     "keys/carry": "key.carry",
     "keys/void": "key.void",

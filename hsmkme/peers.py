@@ -27,6 +27,7 @@ from hsmkme.messages.signing import (
 )
 from hsmkme.model import Clock
 from hsmkme.store import Draft
+from hsmkme.waiting import aside
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +67,9 @@ class Peers:
         Raises `PeerUnavailable` when nothing is known of what became of it, `PeerRefused` when the peer refuses it or
         its answer is not to be believed.
         """
+        return aside(lambda: self._send(draft))
+
+    def _send(self, draft: Draft) -> bytes:
         peer = self._peer_of[draft.link_id]
         if self._clock() < self._away_until.get(peer, 0.0):
             raise PeerUnavailable(f"{peer} did not answer a moment ago", asked=False)

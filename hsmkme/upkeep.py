@@ -50,6 +50,7 @@ class Upkeep:
             Duty("seal", 1.0, self.seal),
             Duty("anchor", float(config.audit.seal_seconds), self.anchor),
             Duty("expire", 60.0, self.expire),
+            Duty("age", 10.0, self.age),
             Duty("abandon", 2.0, self.abandon),
             Duty("retire", 1.0, self.retire),
             Duty("erase", 1.0, self.erase),
@@ -128,3 +129,11 @@ class Upkeep:
             pass
         while self._store.keys.expire(before, Entry("key.expire", "upkeep", {"reason": "uncollected"})):
             pass
+
+    def age(self) -> None:
+        """End what nobody claimed of blocks that are older than their link allows."""
+        for link in self._config.link:
+            before = int(self._clock()) - link.ttl_seconds
+            entry = Entry("block.expire", "upkeep", {"reason": "too old", "link": link.id})
+            while link.ttl_seconds and self._store.ageing.expire(link.id, before, entry):
+                pass

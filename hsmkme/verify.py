@@ -1,12 +1,15 @@
-"""Check an exported audit log offline: ``python verify.py EXPORT PUBLIC_KEY``.
+"""Check an exported audit log, or a receipt of destruction, offline: ``python verify.py FILE PUBLIC_KEY``.
 
 Copy this one file to the machine that audits; it needs Python and the ``cryptography`` package and
 shares no code with the service. Exit status 0: every row follows from the one before, the export is
-whole, and every seal is the token's. 1: it is not, and the first row that does not fit is named.
-2: the arguments cannot be used.
+whole, and every seal is the token's; or the receipt says that its subject is destroyed, and proves it.
+1: it is not, and the first row that does not fit is named. 2: the arguments cannot be used.
 
 An export has one JSON object on each line: first ``{"export", "signature"}``, then ``{"row", "hash"}`` and
 ``{"seal", "hash", "at", "signature"}``. Hashes are SHA-256, signatures ECDSA P-256 (r ‖ s, base64).
+
+A receipt is one JSON object: ``{"receipt", "signature", "spans"}``. Its text names the subject and the rows that count;
+each span has consecutive rows, the hash of the row before them, and the seal of the last one.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
@@ -51,6 +54,70 @@ def verify(lines: Iterator[str], key: ec.EllipticCurvePublicKey) -> dict[str, An
     if previous.hex() != header["head"]:
         raise BrokenError(seq, "the last row is not the one that the first line of the export says")
     return {**header, "seals": seals, "sealed_through": sealed}
+
+
+def verify_receipt(receipt: Any, key: ec.EllipticCurvePublicKey) -> dict[str, Any]:
+    """Read a receipt; returns its text with the check values of the master keys. Raises `BrokenError`."""
+    try:
+        text = json.loads(receipt["receipt"])
+        subject, wanted = dict(text["subject"]), [int(seq) for seq in text["rows"]]
+        if not _signed(key, _digest(b"hsmkme/receipt/1", str(receipt["receipt"])), receipt["signature"]):
+            raise BrokenError(0, "the receipt is not signed by this key")
+        proved = dict(row for span in receipt["spans"] for row in _span(span, key))
+        rows = [proved[seq] for seq in wanted if seq in proved]
+        if len(rows) != len(wanted):
+            raise BrokenError(0, "the receipt lacks rows that it names")
+        ends = {row["epoch"]: row["check_value"] for row in rows if row["event"] == "epoch.destroy"}
+        epochs = _epochs(subject, rows)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        raise BrokenError(0, "the file is not a receipt") from None
+    if not epochs:
+        raise BrokenError(0, "the receipt has no subject")
+    alive = sorted(epochs - ends.keys())
+    if alive:
+        raise BrokenError(0, f"the receipt does not show that epoch {alive[0]} was destroyed")
+    return {**text, "check_values": {epoch: ends[epoch] for epoch in sorted(epochs)}}
+
+
+def _span(span: Any, key: ec.EllipticCurvePublicKey) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The rows of a span by their numbers, once they are bound to its seal."""
+    rows = [dict(json.loads(text)) for text in span["rows"]]
+    digest, seq = bytes.fromhex(span["before"]), int(rows[0]["seq"]) - 1
+    for row, text in zip(rows, span["rows"], strict=True):
+        seq += 1
+        if row["seq"] != seq:
+            raise BrokenError(seq, f"row {row['seq']} stands where row {seq} belongs")
+        digest = _digest(b"hsmkme/log/1" + digest, text)
+    _seal({**span["seal"], "seal": span["seal"]["seq"]}, seq, digest, key)
+    return ((row["seq"], row) for row in rows)
+
+
+def _epochs(subject: dict[str, Any], rows: list[dict[str, Any]]) -> set[int]:
+    """Every epoch that must be destroyed for the subject to be."""
+    if "epoch" in subject:
+        return {int(subject["epoch"])}
+    if "block" in subject:
+        return _epochs_of_block(str(subject["block"]), rows)
+    named = [row for row in rows if str(subject["key"]) in row.get("key_IDs", [])]
+    blocks = {name for row in named for name in _blocks(row)}
+    return {epoch for name in blocks for epoch in _epochs_of_block(name, rows)}
+
+
+def _blocks(row: dict[str, Any]) -> list[str]:
+    return [f"{row['link']}/{row['block']}"] if row["event"] == "block.carry" else list(row.get("blocks", []))
+
+
+def _epochs_of_block(name: str, rows: list[dict[str, Any]]) -> set[int]:
+    """The epochs that a block's key was under, from its arrival to its end, none of its moves left out."""
+    came = [r for r in rows if r["event"] in ("block.deposit", "block.carry") and f"{r['link']}/{r['block']}" == name]
+    moves = [row for row in rows if row["event"] == "block.rewrap" and name in row["blocks"]]
+    ends = [row for row in rows if row["event"] == "block.destroy" and name in row["blocks"]]
+    if len(came) != 1 or len(ends) != 1:
+        raise BrokenError(0, f"the receipt does not show how block {name} came and ended")
+    path = [came[0]["epoch"], *(row["to"] for row in moves)]
+    if [row["from"] for row in moves] != path[:-1] or ends[0]["epoch"] != path[-1]:
+        raise BrokenError(ends[0]["seq"], f"the moves of block {name} do not follow from one another")
+    return set(path)
 
 
 def _parsed(line: str, number: int, row: int) -> dict[str, Any]:
@@ -122,16 +189,39 @@ def main(arguments: list[str]) -> int:
         key = serialization.load_pem_public_key(Path(arguments[1]).read_bytes())
         if not isinstance(key, ec.EllipticCurvePublicKey):
             raise ValueError("the public key is not an EC key")
-        with Path(arguments[0]).open(encoding="utf-8", errors="surrogateescape") as export:
-            report = verify(export, key)
+        with Path(arguments[0]).open(encoding="utf-8", errors="surrogateescape") as file:
+            told = _of_receipt(file.read(), key) if _is_receipt(file) else _of_export(file, key)
     except BrokenError as error:
         print(f"BROKEN  {error}")
         return 1
     except (OSError, ValueError) as error:
         print(f"cannot read: {error}", file=sys.stderr)
         return 2
-    print(f"good    {report['rows']} rows of {report['kme']}, {report['seals']} seals, exported {report['at']}")
+    print(f"good    {told}")
     return 0
+
+
+def _is_receipt(file: TextIO) -> bool:
+    """Whether a file begins as a receipt does, whatever its white space."""
+    start = "".join(file.read(64).split())
+    file.seek(0)
+    return start.startswith('{"receipt"')
+
+
+def _of_receipt(content: str, key: ec.EllipticCurvePublicKey) -> str:
+    try:
+        receipt = json.loads(content)
+    except (ValueError, RecursionError):
+        raise BrokenError(0, "the file is not a receipt") from None
+    report = verify_receipt(receipt, key)
+    ((kind, name),) = report["subject"].items()
+    masters = ", ".join(f"{epoch} ({value})" for epoch, value in report["check_values"].items())
+    return f"{kind} {name} of {report['kme']} is destroyed, with master keys {masters}; receipt of {report['at']}"
+
+
+def _of_export(lines: TextIO, key: ec.EllipticCurvePublicKey) -> str:
+    report = verify(lines, key)
+    return f"{report['rows']} rows of {report['kme']}, {report['seals']} seals, exported {report['at']}"
 
 
 if __name__ == "__main__":

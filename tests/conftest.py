@@ -4,47 +4,22 @@ from __future__ import annotations
 
 import itertools
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from hsmkme.audit import AuditChain
-from hsmkme.hsm import Token, TokenAddress, load_profile
+from hsmkme.hsm import Token, TokenAddress
 from hsmkme.model import BlockName, Entry, KeyMaterial, Link, RawBlock
 from hsmkme.store import Store, migrate
 from tests.shim import Shim, build_shim
+from tests.tokens import PIN, bring_link_keys, made_token
 from tests.world import Demo, start_demo
 
-PIN = "test-user-pin"
-SO_PIN = "test-so-pin-1"
-
-_MAKE_TOKEN = """
-import sys, time
-from pathlib import Path
-from hsmkme.ceremony import steps
-from hsmkme.ceremony.transcript import Transcript
-from hsmkme.hsm import TokenAddress, load_profile
-label, conf, transcript, pin, so_pin = sys.argv[1:]
-profile = load_profile("softhsm-2.6")
-address = TokenAddress(profile, Path(profile.module), label, softhsm_conf=Path(conf))
-steps.first(address, lambda: so_pin, lambda: pin, Transcript(Path(transcript), time.time))
-"""
-
-_BRING_LINK_KEY = """
-import sys, time
-from pathlib import Path
-from hsmkme.ceremony import steps
-from hsmkme.ceremony.transcript import Transcript
-from hsmkme.hsm import TokenAddress, load_profile
-from hsmkme.model import KeyMaterial
-label, conf, transcript, pin = sys.argv[1:]
-profile = load_profile("softhsm-2.6")
-address = TokenAddress(profile, Path(profile.module), label, softhsm_conf=Path(conf))
-steps.link(address, lambda: pin, "far", [KeyMaterial(bytes(range(32)))], Transcript(Path(transcript), time.time))
-"""
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")  # which may be busy: how long an example takes proves nothing
 
 
 class FakeClock:
@@ -78,29 +53,16 @@ def softhsm(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def make_token(softhsm: Path) -> Callable[[], TokenAddress]:
-    """Makes a token by the first ceremony, in a process of its own, and gives its address."""
+    """Makes a token, and gives its address."""
     numbers = itertools.count(1)
-    profile = load_profile("softhsm-2.6")
-
-    def make() -> TokenAddress:
-        label = f"test-{next(numbers)}"
-        transcript = softhsm.parent / f"{label}.jsonl"
-        # The PINs of test tokens are no secrets; the product itself never takes one as an argument.
-        command = [sys.executable, "-c", _MAKE_TOKEN, label, str(softhsm), str(transcript), PIN, SO_PIN]
-        subprocess.run(command, check=True)
-        return TokenAddress(profile, Path(profile.module), label, softhsm_conf=softhsm)
-
-    return make
+    return lambda: made_token(f"test-{next(numbers)}", softhsm)
 
 
 @pytest.fixture(scope="session")
-def address(make_token: Callable[[], TokenAddress]) -> TokenAddress:
+def address(make_token: Callable[[], TokenAddress], softhsm: Path) -> TokenAddress:
     """A token that tests share, with the key of the link `far`; they change no token objects on it."""
     made = make_token()
-    conf = made.softhsm_conf
-    assert conf is not None
-    transcript = conf.parent / f"{made.label}-link.jsonl"
-    subprocess.run([sys.executable, "-c", _BRING_LINK_KEY, made.label, str(conf), str(transcript), PIN], check=True)
+    bring_link_keys(made, softhsm, 0, "far")
     return made
 
 
@@ -137,7 +99,7 @@ def store(tmp_path: Path, clock: FakeClock) -> Iterator[Store]:
     path = tmp_path / "store.sqlite"
     migrate(path)
     opened = Store(path, AuditChain(), clock)
-    opened.registry.admit_epoch(1, "0011223344", Entry("epoch.activate", "test"))
+    opened.epochs.admit(1, "0011223344", Entry("epoch.activate", "test"))
     opened.registry.admit_links([Link("local", "kme-1"), Link("far", "kme-2")], Entry("link.admit", "test"))
     yield opened
     opened.close()

@@ -875,9 +875,11 @@ def one_epoch_is_active(subject: Subject) -> None:
     before = subject.everything()
     for epoch in (1, 2):
         with pytest.raises(StoreError):
-            subject.store.registry.admit_epoch(epoch, "aabbccddee", ENTRY)
+            subject.store.epochs.admit(epoch, "aabbccddee", ENTRY)
     assert subject.everything() == before
-    assert subject.store.registry.epochs() == [(1, EpochState.ACTIVE, "0011223344")]
+    assert [(e.number, e.state, e.check_value) for e in subject.store.epochs.all()] == [
+        (1, EpochState.ACTIVE, "0011223344")
+    ]
 
 
 # Log ------------------------------------------------------------------------------------------------------

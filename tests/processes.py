@@ -5,21 +5,20 @@ Nothing of pytest's own process is shared with them, least of all the token's mo
 
 from __future__ import annotations
 
-import io
 import multiprocessing
+import os
 import runpy
 import sys
-import traceback
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 processes = multiprocessing.get_context("forkserver")
-COMMANDS = ["hsmkme.cli.deposit", "hsmkme.cli.operate", "hsmkme.cli.registry"]
-processes.set_forkserver_preload([*COMMANDS, "tests.exercise_store"])
+COMMANDS = ["audit", "ceremony", "check", "demo", "deposit", "links", "operate", "peers", "registry", "views"]
+processes.set_forkserver_preload([*(f"hsmkme.cli.{name}" for name in COMMANDS), "tests.tokens", "tests.exercise_store"])
 
-COMMAND_SECONDS = 120
+SECONDS = 300
 
 
 @dataclass(frozen=True)
@@ -31,25 +30,39 @@ class Done:
     err: str
 
 
-def hsmkme(*arguments: object) -> Done:
+def hsmkme(*arguments: object, stdin: bytes = b"") -> Done:
     """Run a command of `hsmkme` in a process of its own."""
-    return _done(_command, *arguments)
+    return _done(_command, arguments, stdin)
 
 
 def script(path: Path, *arguments: object) -> Done:
     """Run a file of Python in a process of its own."""
-    return _done(_file, path, *arguments)
+    return _done(_file, (path, *arguments))
 
 
-def _done(run: Callable[[list[str]], object], *arguments: object) -> Done:
-    receive, send = processes.Pipe(duplex=False)
-    child = processes.Process(target=_run, args=(run, [str(argument) for argument in arguments], send))
+def apart(work: Callable[..., object], *arguments: object) -> None:
+    """Call ``work``, a function of a module, in a process of its own; it must not fail."""
+    assert status_of(work, *arguments) == 0
+
+
+def status_of(work: Callable[..., object], *arguments: object) -> int:
+    """The exit status of a process of its own in which ``work`` is called; negative for a signal."""
+    child = processes.Process(target=work, args=arguments)
     child.start()
-    send.close()
-    assert receive.poll(COMMAND_SECONDS), f"{arguments} does not end"
-    done: Done = receive.recv()
-    child.join(COMMAND_SECONDS)
-    return done
+    child.join(SECONDS)
+    if child.exitcode is None:
+        child.kill()
+        raise AssertionError(f"{work} does not end")
+    return child.exitcode
+
+
+def _done(run: Callable[[list[str]], object], arguments: tuple[object, ...], stdin: bytes = b"") -> Done:
+    with tempfile.TemporaryDirectory() as directory:
+        streams = [Path(directory) / name for name in ("in", "out", "err")]
+        for path in streams:
+            path.write_bytes(stdin if path.name == "in" else b"")
+        status = status_of(_run, run, [str(argument) for argument in arguments], streams)
+        return Done(status, *(path.read_text() for path in streams[1:]))
 
 
 def _command(arguments: list[str]) -> None:
@@ -63,14 +76,11 @@ def _file(arguments: list[str]) -> None:
     runpy.run_path(arguments[0], run_name="__main__")
 
 
-def _run(run: Callable[[list[str]], object], arguments: list[str], send: Connection) -> None:
-    sys.stdout, sys.stderr = io.StringIO(), io.StringIO()
-    status = 0
-    try:
-        run(arguments)
-    except SystemExit as end:
-        status = int(end.code or 0)
-    except Exception:  # noqa: BLE001 - as the interpreter does
-        traceback.print_exc()
-        status = 1
-    send.send(Done(status, sys.stdout.getvalue(), sys.stderr.getvalue()))
+def _run(run: Callable[[list[str]], object], arguments: list[str], streams: list[Path]) -> None:
+    """With ``streams`` as those of the process, and of whatever it starts."""
+    for number, path in enumerate(streams):
+        opened = os.open(path, os.O_RDWR | os.O_APPEND)
+        os.dup2(opened, number)
+        os.close(opened)
+    sys.stdin, sys.stdout, sys.stderr = (os.fdopen(n, "w" if n else "r", closefd=False) for n in range(3))
+    run(arguments)

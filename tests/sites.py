@@ -96,7 +96,7 @@ def make_site(directory: Path, token: Token, label: str, softhsm_conf: Path) -> 
     (directory / "pin").chmod(0o400)
     migrate(site.path)
     store = Store(site.path, AuditChain(), lambda: 1_800_000_000.0)
-    store.registry.admit_epoch(1, token.check_value(1), Entry("epoch.activate", "ceremony"))
+    store.epochs.admit(1, token.check_value(1), Entry("epoch.activate", "ceremony"))
     store.registry.admit_links(site.settings.links, Entry("link.admit", "config"))
     store.close()
     return site

@@ -69,7 +69,7 @@ def make_world(directory: Path, token: Token, clock: Callable[[], float]) -> Wor
     path, keys = directory / "made.sqlite", dict[bytes, tuple[str, int]]()
     migrate(path)
     store = Store(path, AuditChain(), clock)
-    store.registry.admit_epoch(1, token.check_value(1), Entry("epoch.activate", "test"))
+    store.epochs.admit(1, token.check_value(1), Entry("epoch.activate", "test"))
     store.registry.admit_links([Link("local", "kme-1"), Link("other", "kme-1")], Entry("link.admit", "test"))
     for sae in ("alice", *SLAVES):
         store.registry.add_sae(sae, "kme-1", Entry("sae.add", "test"))

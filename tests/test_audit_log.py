@@ -194,7 +194,7 @@ def test_an_empty_log_proves_itself(site: Site, alone: Alone) -> None:
 
 def _export_of(token: Token, store: Store) -> list[str]:
     """An export without the checks of `Custody`, whose store knows an epoch."""
-    store.registry.admit_epoch(1, token.check_value(1), Entry("epoch.activate", "test"))
+    store.epochs.admit(1, token.check_value(1), Entry("epoch.activate", "test"))
     custody = Custody(token, store, FakeClock())
     store.close()
     connection = sqlite3.connect(store._database.path)

@@ -96,7 +96,7 @@ def test_peers_are_configured_by_name(write: Callable[[str], Path]) -> None:
     with pytest.raises(ConfigRefused, match="no peer 'kme-9' is configured; configured: kme-2"):
         config.peer_named("kme-9")
     peering = config.required_peering()
-    assert (peering.bind, peering.workers, peering.threads) == (["127.0.0.1:9443"], 1, 8)
+    assert (peering.bind, peering.workers) == (["127.0.0.1:9443"], 1)
     assert (peering.crl, peering.max_body_bytes) == (None, 1 << 20)
 
 
@@ -175,7 +175,7 @@ DEFECTS = [
     ("[[spool]]", '[[spool]]\nformat = "octal" #!', "spool.0.format: Input should be"),
     ('[peering]\ncertificate = "peer/cert.pem"', "[peering] #!", "peering.certificate: is missing"),
     ('ca = "peer-ca.pem"', 'ca = "peer-ca.pem"\nproxy = "x" #!', "peering.proxy: unknown key"),
-    ("[peering]", "[peering]\nthreads = 0 #!", "peering.threads: Input should be greater than 0"),
+    ("[peering]", "[peering]\nworkers = 0 #!", "peering.workers: Input should be greater than 0"),
     ('url = "https://localhost:9444"', 'url = "http://localhost:9444" #!', "peer.0.url: String should match"),
     ('url = "https://localhost:9444"', 'url = "https://localhost:9444/" #!', "peer.0.url: String should match"),
     ('url = "https://localhost:9444"', 'url = "https://a@localhost" #!', "peer.0.url: String should match"),
@@ -359,6 +359,7 @@ def test_check_lists_everything_whatever_else_is_wrong(site: Site) -> None:
 
 def drop_epoch(site: Site) -> None:
     with sqlite3.connect(site.path) as connection:
+        connection.execute("DROP TRIGGER epoch_stays")
         connection.execute("UPDATE epoch SET check_value = '0000000000'")
 
 

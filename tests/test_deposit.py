@@ -25,7 +25,7 @@ from hsmkme.intake import Intake, Tally
 from hsmkme.model import Demand, Relation
 from hsmkme.store import Store
 from tests.conftest import PIN, FakeClock
-from tests.processes import processes
+from tests.processes import apart, processes
 from tests.sites import Site, make_site
 from tests.test_drivers import hex_lines, names, put
 from tests.world import Demo, run_cli
@@ -395,9 +395,7 @@ def prepare_world(directory: Path) -> None:
 def test_a_kme_that_does_not_run_takes_deposits_and_serves_them_when_it_does(
     tmp_path: Path, fresh_demo: Callable[..., Demo]
 ) -> None:
-    child = processes.Process(target=prepare_world, args=(tmp_path / "demo",))
-    child.start()
-    child.join(WAIT_SECONDS)
+    apart(prepare_world, tmp_path / "demo")
     keys = key_bytes(5)
     run_cli(
         *("--config", str(tmp_path / "demo" / "kme-1" / "hsmkme.toml")), "deposit", "-", "--link", "local", stdin=keys

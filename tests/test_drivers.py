@@ -445,7 +445,9 @@ def test_a_name_used_again_keeps_both_files(spool: Spool, taker: Taker) -> None:
     assert len(names(spool.directory / "refused")) == 6
 
 
-def test_a_name_that_is_not_utf_8_is_refused_and_stops_nothing(spool: Spool, taker: Taker) -> None:
+def test_a_name_that_is_not_utf_8_is_refused_and_stops_nothing(
+    spool: Spool, taker: Taker, caplog: pytest.LogCaptureFixture
+) -> None:
     strange = os.fsencode(spool.directory) + b"/a-\xe9.bin"
     with open(strange, "wb") as file:
         file.write(os.urandom(32))
@@ -454,6 +456,7 @@ def test_a_name_that_is_not_utf_8_is_refused_and_stops_nothing(spool: Spool, tak
     assert [name for name, _ in taker.taken] == ["good"]
     assert os.path.exists(os.fsencode(spool.directory) + b"/refused/a-\xe9.bin")
     assert os.path.exists(os.fsencode(spool.directory) + b"/refused/a-\xe9.bin.reason")
+    assert r"a-\udce9.bin' refused" in caplog.text, "what a device calls its file does not stop the log"
 
 
 def test_a_file_that_goes_away_or_cannot_be_read_stops_nothing(
@@ -471,7 +474,7 @@ def test_a_file_that_goes_away_or_cannot_be_read_stops_nothing(
 
     with caplog.at_level(logging.ERROR):
         assert spool.sweep(take) == 2
-    assert "c.bin cannot be read, it will be tried again" in caplog.text
+    assert "'c.bin' cannot be read, it will be tried again" in caplog.text
     assert [name for name, _ in taker.taken] == ["a", "d"]
     assert names(spool.directory) == ["c.bin"]
 

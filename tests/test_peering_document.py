@@ -26,6 +26,7 @@ CALLS: Final[dict[str, tuple[type[Body], type[Body]]]] = {
     "blocks/announce": (bodies.Announce, bodies.Announced),
     "blocks/grant": (bodies.Grant, bodies.Granted),
     "blocks/missing": (bodies.Missing, bodies.Done),
+    "blocks/revoke": (bodies.Revoke, bodies.Done),
     "keys/assign": (bodies.Assign, bodies.Assigned),
     "keys/carry": (bodies.Carry, bodies.Assigned),
     "keys/void": (bodies.Void, bodies.Voided),

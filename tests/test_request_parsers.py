@@ -181,7 +181,7 @@ def is_utf8(value: object) -> bool:
     return True
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(KEY_REQUESTS)
 def test_a_key_request_is_read_as_it_says_or_refused(members: dict[str, Any]) -> None:
     found = key_request(posted(members))
@@ -223,7 +223,7 @@ def is_good_key_ids(members: dict[str, Any]) -> bool:
     )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(KEY_IDS)
 def test_key_ids_are_read_as_they_say_or_refused(members: dict[str, Any]) -> None:
     found = key_ids(posted(members))
@@ -285,7 +285,7 @@ def broken(draw: st.DrawFn) -> bytes:
     return bytes(body)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(broken() | st.binary(max_size=60), st.sampled_from(["GET", "POST"]), st.sampled_from([JSON, "", "text/plain"]))
 def test_any_bytes_are_a_key_request_or_refused(body: bytes, method: str, content_type: str) -> None:
     found = key_request(request(method, body, content_type=content_type))
@@ -328,7 +328,7 @@ QUERY_VALUES = (
 INTEGER = re.compile("-?[0-9]+", re.ASCII)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(st.lists(st.tuples(QUERY_NAMES, QUERY_VALUES), max_size=4))
 def test_a_query_is_read_as_it_says_or_refused(pairs: list[tuple[str, str]]) -> None:
     query = urlencode(pairs, errors="surrogatepass")

@@ -139,7 +139,7 @@ def test_a_request_that_is_not_whole_is_waited_for(request_: bytes) -> None:
     assert end_of(request_) == len(request_)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(REQUESTS, min_size=1, max_size=5), PLACES)
 def test_requests_sent_in_one_go_are_given_one_by_one(requests_: Sequence[bytes], places: Sequence[int]) -> None:
     client, server = socket.socketpair()
@@ -271,7 +271,7 @@ def mutated(draw: st.DrawFn) -> bytes:
     return bytes(data)
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=600)
 @given(mutated() | st.binary(max_size=200))
 @example(b"\r\nGET / HTTP/1.1\r\n\r\n")
 @example(b"\r\n\r\nGET / HTTP/1.1\r\n\r\n")
@@ -283,7 +283,7 @@ def test_no_byte_is_read_as_part_of_another_request_than_gunicorn_would(data: by
     assert_nothing_is_smuggled(data)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(mutated(), PLACES)
 def test_what_is_wrong_with_a_request_does_not_depend_on_how_it_arrives(data: bytes, places: Sequence[int]) -> None:
     assert end_of(*cut(data, places)) == end_of(data) == end_of(*(bytes([byte]) for byte in data))
@@ -453,6 +453,7 @@ def test_a_client_that_reads_nothing_is_not_invited_but_left(pair: tuple[socket.
     fill(connection.socket)
     client.sendall(POST + b"Content-Length: 3\r\nExpect: 100-continue\r\n\r\n")
     assert connection.answer(b"", 0.0, close=False) is None
+    assert connection.advance(0.0) is None
     assert connection.phase is Phase.CLOSED
 
 

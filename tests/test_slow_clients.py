@@ -37,12 +37,12 @@ def kme(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     with start_demo(tmp_path_factory.mktemp("slow"), saes=2, keys=2000) as running:
-        until(lambda: used(running), 60, "every thread of the workers has its files open")
+        until(lambda: used(running), 60, "the workers have their files open")
         yield running
 
 
 def used(kme: Demo) -> bool:
-    """Give the workers more to do at once than they have threads; whether they took no more files for it."""
+    """Give the workers much to do at once; whether they took no more files for it."""
     before, context = files(kme), context_of(kme)
     with ExitStack() as stack:
         wires = [Wire(kme.port, context) for _ in range(60)]
@@ -348,7 +348,7 @@ def test_more_connections_than_a_worker_holds_do_not_lock_out_a_good_client(kme:
 def test_a_thousand_requests_in_one_go_to_a_busy_worker_are_each_answered(kme: Demo) -> None:
     """Most by a refusal at once: those may neither pile up on one another nor keep others waiting."""
     many, context = 1000, context_of(kme)
-    with serving(kme, threads=1, more="\n[fair_use]\nwaiting = 1\n") as server, ExitStack() as stack:
+    with serving(kme, more="\n[fair_use]\nwaiting = 1\n") as server, ExitStack() as stack:
         (worker,) = server.workers()
         wires = [Wire(server.port, context) for _ in range(3)]
         for wire in wires:

@@ -28,7 +28,7 @@ def open_subject(path: Path) -> Subject:
     migrate(path)
     clock = FakeClock()
     store = Store(path, AuditChain(), clock)
-    store.registry.admit_epoch(1, "0011223344", ENTRY)
+    store.epochs.admit(1, "0011223344", ENTRY)
     store.registry.admit_links(LINKS, ENTRY)
     beside = sqlite3.connect(path)
     return Subject(store, lambda query: beside.execute(query).fetchall(), clock)
@@ -146,7 +146,7 @@ def test_a_writer_waits_for_another_and_then_goes_on(database: Database, subject
 
 
 def test_a_deposit_on_a_full_disk_is_refused_as_passing(subject: Subject) -> None:
-    connection = subject.store.blocks._database.connection
+    connection = subject.store.blocks._database.writers.connected()
     (pages,) = connection.execute("PRAGMA page_count").fetchone()
     connection.execute(f"PRAGMA max_page_count = {pages + 2}")
     before = subject.everything()
@@ -433,14 +433,17 @@ def test_every_connection_has_the_settings_the_guarantees_need(path: Path, subje
 
 
 def test_counting_and_claiming_cost_the_same_whatever_the_size_of_the_pool(subject: Subject) -> None:
-    connection = subject.store.blocks._database.connection
+    database = subject.store.blocks._database
+    connections = (database.connection, database.writers.connected())
 
     def steps(verb: Callable[[], object]) -> int:
         """How many instructions SQLite's machine runs for ``verb``."""
         count = itertools.count()
-        connection.set_progress_handler(lambda: next(count) * 0, 1)
+        for connection in connections:
+            connection.set_progress_handler(lambda: next(count) * 0, 1)
         verb()
-        connection.set_progress_handler(None, 0)
+        for connection in connections:
+            connection.set_progress_handler(None, 0)
         return next(count)
 
     def measured() -> tuple[int, int]:

@@ -79,6 +79,7 @@ def test_the_database_allows_what_the_state_table_allows(
     kind: str, was: StrEnum, becomes: StrEnum, pristine: Callable[[], sqlite3.Connection]
 ) -> None:
     connection = pristine()
+    put(connection, "block", BlockState.RETIRED)  # else no epoch ends
     put(connection, kind, was)
     allowed = becomes in MOVES[kind][was]
     update = f"UPDATE {kind} SET state = ?"  # noqa: S608 - one of three words
@@ -107,6 +108,7 @@ def test_every_state_has_its_row_and_no_other_word_is_one(
 ) -> None:
     assert set(MOVES[kind]) == set(states)
     connection = pristine()
+    put(connection, "block", BlockState.RETIRED)  # else no epoch ends
     for state in states:
         put(connection, kind, state)
     connection.execute(f"DROP TRIGGER {kind}_moves")
@@ -219,6 +221,57 @@ def test_a_row_that_makes_no_sense_is_refused(statement: str, subject: Subject, 
     subject.claim(1)
     with pytest.raises(sqlite3.IntegrityError):
         raw.execute(statement)
+
+
+# Epochs ---------------------------------------------------------------------------------------------------
+
+
+OPEN_ANOTHER = (
+    "INSERT INTO epoch (epoch, state, check_value) VALUES (2, 'preactivation', '0011223345');"
+    "UPDATE epoch SET state = 'deactivated' WHERE epoch = 1; UPDATE epoch SET state = 'active' WHERE epoch = 2;"
+)
+
+
+def test_an_epoch_ends_when_no_live_block_is_under_it(subject: Subject, raw: sqlite3.Connection) -> None:
+    subject.fill()
+    raw.executescript(OPEN_ANOTHER)
+    end = "UPDATE epoch SET state = 'destroyed' WHERE epoch = 1"
+    for state in set(BlockState) - {BlockState.RETIRED}:
+        put(raw, "block", state)
+        refused(raw, end)
+    put(raw, "block", BlockState.RETIRED)
+    raw.execute(end)
+
+
+def test_a_block_goes_under_the_active_epoch_alone(subject: Subject, raw: sqlite3.Connection) -> None:
+    raw.executescript(OPEN_ANOTHER)
+    with pytest.raises(IllegalTransition, match="a block goes under the active epoch"):
+        subject.fill()
+    assert subject.rows("SELECT wraps FROM epoch ORDER BY epoch") == [(0,), (0,)]
+
+
+def test_a_block_moves_to_the_active_epoch_and_never_back(subject: Subject, raw: sqlite3.Connection) -> None:
+    subject.fill()
+    raw.executescript(OPEN_ANOTHER)
+    refused(raw, "UPDATE block SET epoch = 3")
+    raw.execute("UPDATE block SET epoch = 2")
+    refused(raw, "UPDATE block SET epoch = 1")
+    assert subject.rows("SELECT wraps FROM epoch ORDER BY epoch") == [(1,), (1,)]
+    put(raw, "block", BlockState.RETIRED)
+    refused(raw, "UPDATE block SET epoch = 2")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "DELETE FROM epoch",
+        "UPDATE epoch SET check_value = '9911223344'",
+        "UPDATE epoch SET epoch = 3",
+        "UPDATE epoch SET proved = 1",
+    ],
+)
+def test_what_an_epoch_is_does_not_change(change: str, subject: Subject, raw: sqlite3.Connection) -> None:
+    refused(raw, change)
 
 
 # The counter --------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ import pkcs11
 import pytest
 
 from hsmkme.errors import ObjectMissing, OperatorFault, RecordFault, TokenMisuse, TokenUnavailable
-from hsmkme.hsm import Token, TokenAddress, load_profile
+from hsmkme.hsm import Token, TokenAddress
 from hsmkme.hsm.answers import Fault
 from hsmkme.hsm.breaker import LATELY_SECONDS, LONGEST_PAUSE_SECONDS
 from hsmkme.hsm.cryptoki import CryptokiError
@@ -26,7 +26,8 @@ from hsmkme.hsm.faults import fault_of, outward, translated
 from hsmkme.hsm.softhsm import mend_token_files, token_directory
 from hsmkme.model import RawBlock, SealedBlock
 from tests.blocks import flipped, key_of, open_bytes, part_of
-from tests.conftest import _MAKE_TOKEN, PIN, SO_PIN, FakeClock
+from tests.conftest import FakeClock
+from tests.tokens import PIN, made_token
 
 PROGRAMS = Path(__file__).parent / "programs"
 FORKING = PROGRAMS / "token_fork.py"
@@ -331,10 +332,7 @@ def fragile(tmp_path: Path) -> TokenAddress:
         f"# its own\ndirectories.tokendir = {tmp_path}/tokens\nobjectstore.backend = file\n"
         "library.reset_on_fork = true\n"
     )
-    command = [sys.executable, "-c", _MAKE_TOKEN, "fragile", str(conf), str(tmp_path / "transcript"), PIN, SO_PIN]
-    subprocess.run(command, check=True)
-    profile = load_profile("softhsm-2.6")
-    return TokenAddress(profile, Path(profile.module), "fragile", softhsm_conf=conf)
+    return made_token("fragile", conf)
 
 
 def in_a_process_of_its_own(address: TokenAddress) -> None:
@@ -490,16 +488,22 @@ def test_a_token_that_is_away_at_the_start_is_unavailable_and_no_operators_fault
     Token(address, lambda: PIN).close()
 
 
+def prove_if_idle(token: Token) -> None:
+    """As it is done before an act that cannot be undone."""
+    if not token.answered_lately:
+        token.prove(1)
+
+
 def test_a_proof_is_made_when_the_token_was_idle_and_not_when_it_just_answered(
     counted: Token, pin: CountingPin, clock: FakeClock, address: TokenAddress, block: RawBlock
 ) -> None:
     counted.digest(block)
     close_all_sessions(address)
     clock.now += LATELY_SECONDS
-    counted.prove_if_idle(1)
+    prove_if_idle(counted)
     assert pin.asked == 1  # it was not asked, else it had noticed
     clock.now += 0.1
-    counted.prove_if_idle(1)
+    prove_if_idle(counted)
     assert pin.asked == 2
 
 
@@ -511,7 +515,7 @@ def test_a_proof_is_made_after_a_failure_however_short_ago_the_token_answered(
     with pytest.raises(TokenUnavailable):
         counted.digest(block)
     with pytest.raises(TokenUnavailable):
-        counted.prove_if_idle(1)
+        prove_if_idle(counted)
 
 
 # Forks ------------------------------------------------------------------------------------------------

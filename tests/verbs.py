@@ -78,7 +78,7 @@ class Bench:
 
     def prepare(self, keys: int) -> None:
         """Put ``keys`` keys on a local link and on one to a peer, and some more that can be claimed."""
-        self.store.registry.admit_epoch(1, "0011223344", ENTRY)
+        self.store.epochs.admit(1, "0011223344", ENTRY)
         self.store.registry.admit_links(LINKS, ENTRY)
         for sae, kme in (("alice", "kme-1"), ("bob", "kme-1"), ("carol", "kme-2")):
             self.store.registry.add_sae(sae, kme, ENTRY)
@@ -111,11 +111,11 @@ class Bench:
             return
 
     def deposit(self, link: str = "local") -> None:
-        self.store.blocks.deposit(make_block(128, link=link), BlockState.READY, NO_LIMIT, ENTRY)
+        self.store.blocks.deposit([make_block(128, link=link)], BlockState.READY, NO_LIMIT, ENTRY)
 
     def overflow(self) -> None:
         try:
-            self.store.blocks.deposit(make_block(128), BlockState.READY, 1, ENTRY)
+            self.store.blocks.deposit([make_block(128)], BlockState.READY, 1, ENTRY)
         except PoolFull:
             return
 
@@ -123,7 +123,7 @@ class Bench:
 
     def start(self) -> None:
         store = Store(self.path, AuditChain(), self.now)
-        store.registry.epochs()
+        store.epochs.all()
         store.lineage.now()
         store.registry.admit_links(LINKS, ENTRY)
         store.keys.void_undelivered(ENTRY)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import random
 import socket
 import sqlite3
@@ -24,8 +25,13 @@ from hsmkme import verify
 from hsmkme.api.description import described
 from hsmkme.config import KeysSection
 from tests.etsi014.description import Description
+from tests.processes import hsmkme
 
-START_SECONDS = 120
+FIRST_PORT = 10_240
+PORTS_ABOVE = 32
+"""How many ports above its ``--port`` a demo may take."""
+WORKER, WORKERS = "PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT"
+"""Which of the processes that run tests this is, ``gw0`` on, and how many there are."""
 Found = TypeVar("Found")
 _EXPORTS = itertools.count(1)
 
@@ -196,7 +202,7 @@ class Demo:
         return int(answer.json()["stored_key_count"])
 
     def cli(
-        self, *arguments: str, check: bool = True, stdin: bytes | None = None
+        self, *arguments: str, check: bool = True, stdin: bytes = b""
     ) -> subprocess.CompletedProcess[bytes]:
         """Run the command line on this KME's configuration."""
         return run_cli("--config", str(self.config), *arguments, check=check, stdin=stdin)
@@ -214,13 +220,12 @@ def judge(answer: requests.Response, **_: Any) -> None:
         _api().check(str(answer.request.method), path, answer.status_code, answer.headers, answer.content)
 
 
-def run_cli(*arguments: str, check: bool = True, stdin: bytes | None = None) -> subprocess.CompletedProcess[bytes]:
+def run_cli(*arguments: str, check: bool = True, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
     """Run `hsmkme`; on failure the output is in the assertion."""
-    command = [sys.executable, "-m", "hsmkme", *arguments]
-    done = subprocess.run(command, input=stdin, capture_output=True, timeout=600, check=False)
+    done = hsmkme(*arguments, stdin=stdin)
     if check:
-        assert done.returncode == 0, (arguments, done.stdout.decode(), done.stderr.decode())
-    return done
+        assert done.status == 0, (arguments, done.out, done.err)
+    return subprocess.CompletedProcess(arguments, done.status, done.out.encode(), done.err.encode())
 
 
 def until(condition: Callable[[], Found], seconds: float = 30, what: str = "") -> Found:
@@ -246,10 +251,15 @@ def children_of(pid: int) -> list[int]:
 
 
 def free_port() -> int:
-    """A port that nothing listens at, and that the system gives to no connection before something does."""
+    """A port that nothing listens at, and that the system gives to no connection before something does.
+
+    Tests that run in several processes at once take theirs from parts of their own: nobody is there first.
+    """
     first_of_connections = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    part, parts = int(os.environ.get(WORKER, "gw0")[2:]), int(os.environ.get(WORKERS, "1"))
+    ports = (max(first_of_connections, 12_000) - FIRST_PORT) // parts
     while True:
-        port = random.randrange(10_240, max(first_of_connections - 32, 12_000))
+        port = FIRST_PORT + part * ports + random.randrange(ports - PORTS_ABOVE)
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port

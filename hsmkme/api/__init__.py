@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from flask import Flask, Response, request
-from werkzeug.exceptions import HTTPException
+from flask import Flask, request
 
-from hsmkme.api import sae
 from hsmkme.api.callers import Callers
 from hsmkme.api.description import described
-from hsmkme.api.problems import answer, http_problem, problem, unexpected
+from hsmkme.api.problems import Answer, FaultLog, answer, answer_errors
+from hsmkme.api.sae import KeyDelivery
 from hsmkme.config import Config
-from hsmkme.errors import HsmkmeError
 from hsmkme.kme import Kme
 from hsmkme.model import Clock
 
@@ -21,20 +19,20 @@ def create_app(config: Config, kme: Kme, wall: Clock) -> Flask:
     app.config["MAX_CONTENT_LENGTH"] = config.server.max_body_bytes
     app.url_map.merge_slashes = False
     callers, description = Callers(config, wall), described(config.keys)
-    sae.serve(app, kme, callers)
-    app.register_error_handler(HsmkmeError, problem)
-    app.register_error_handler(HTTPException, http_problem)
-    app.register_error_handler(Exception, unexpected)
+    faults = FaultLog(wall)
+    delivery = KeyDelivery(app.wsgi_app, kme, callers, faults, body_most=config.server.max_body_bytes)
+    app.wsgi_app = delivery  # type: ignore[method-assign]
+    answer_errors(app, faults)
 
     @app.get("/health", provide_automatic_options=False)
-    def health() -> Response:
+    def health() -> Answer:
         """Alive: this process answers. Says nothing of keys, so it needs no certificate."""
         return answer({"kme": config.kme_id})
 
     @app.get("/openapi.json", provide_automatic_options=False)
-    def openapi() -> Response:
+    def openapi() -> Answer:
         """The description of the API, for SAEs that this KME knows."""
         kme.admit(callers.of(request.environ))
-        return answer(description)
+        return Answer(description)
 
     return app

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Final, Protocol, runtime_checkable
+from typing import Any, Final
 from urllib.parse import unquote
 
 from cryptography import x509
@@ -32,19 +32,10 @@ CERTIFICATE_REQUIRED: Final = "a client certificate is required"
 _PEM_END: Final = b"-----END X509 CRL-----"
 
 
-@runtime_checkable
-class TlsConnection(Protocol):
-    """What stands in the WSGI environment for the client's connection."""
-
-    def getpeercert(self, binary_form: bool = False) -> Any:
-        """The verified client certificate, DER if ``binary_form``; None without one."""
-        ...
-
-
 def certificate_of(environ: Mapping[str, Any]) -> bytes | None:
     """The certificate, DER, that TLS of our own verified for the request's connection; None without one."""
-    connection = environ.get("gunicorn.socket")
-    der = connection.getpeercert(binary_form=True) if isinstance(connection, TlsConnection) else None
+    getpeercert = getattr(environ.get("gunicorn.socket"), "getpeercert", None)
+    der = getpeercert(binary_form=True) if getpeercert is not None else None
     return bytes(der) if der else None
 
 

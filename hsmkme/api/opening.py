@@ -9,8 +9,9 @@ import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Final
 
-from hsmkme.api.problems import problem
+from hsmkme.api.problems import FaultLog, problem
 from hsmkme.errors import HsmkmeError, StoreUnavailable, TokenUnavailable
+from hsmkme.waiting import aside
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -31,6 +32,7 @@ class Opening:
     def __init__(self, build: Callable[[], WSGIApplication], clock: Callable[[], float] = time.monotonic) -> None:
         self._build = build
         self._clock = clock
+        self._faults = FaultLog(clock)
         self._turn = threading.Lock()
         self._due = 0.0
         self._failure: HsmkmeError | None = None
@@ -42,16 +44,20 @@ class Opening:
         if self._application is None:
             self._open_if_due()
         if self._application is None:
-            return problem(self._failure or TokenUnavailable("not open yet"))(environ, start_response)
+            failure = self._failure or TokenUnavailable("not open yet")
+            return problem(failure, self._faults)(environ, start_response)
         return self._application(environ, start_response)
 
     def _open_if_due(self) -> None:
-        with self._turn:
-            if self._application is None and self._clock() >= self._due:
-                try:
-                    self._open()
-                except HsmkmeError as error:
-                    self._failure, self._due = error, math.inf
+        """One request tries; those that come meanwhile are answered as before."""
+        if self._clock() < self._due or not self._turn.acquire(blocking=False):
+            return
+        try:
+            aside(self._open)
+        except HsmkmeError as error:
+            self._failure, self._due = error, math.inf
+        finally:
+            self._turn.release()
 
     def _open(self) -> None:
         try:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from flask import Flask, Response, abort, request
-from werkzeug.exceptions import HTTPException, MethodNotAllowed
+from flask import Flask, abort, request
+from werkzeug.exceptions import MethodNotAllowed
 
 from hsmkme.api.peer_identity import PeerCallers
-from hsmkme.api.problems import answer, http_problem, problem, unexpected
+from hsmkme.api.problems import Answer, FaultLog, answer, answer_errors
 from hsmkme.api.requests import path_of
 from hsmkme.config import Config
-from hsmkme.errors import HsmkmeError, PeerRefused
+from hsmkme.errors import PeerRefused
 from hsmkme.messages.signing import FIELDS, PREFIX
 from hsmkme.model import Clock
 from hsmkme.peering import Peering
@@ -24,12 +24,10 @@ def create_peer_app(config: Config, peering: Peering, wall: Clock) -> Flask:
     app.config["MAX_CONTENT_LENGTH"] = config.required_peering().max_body_bytes
     app.url_map.merge_slashes = False
     serve(app, peering, PeerCallers(config, wall))
-    app.register_error_handler(HsmkmeError, problem)
-    app.register_error_handler(HTTPException, http_problem)
-    app.register_error_handler(Exception, unexpected)
+    answer_errors(app, FaultLog(wall))
 
     @app.get("/health", provide_automatic_options=False)
-    def health() -> Response:
+    def health() -> Answer:
         """Alive: this process answers, to every KME of the peers' CA."""
         return answer({"kme": config.kme_id})
 
@@ -40,7 +38,7 @@ def serve(app: Flask, peering: Peering, callers: PeerCallers) -> None:
     """Let ``app`` answer what stands under ``/kme-peer/v1/``, to configured peers alone."""
 
     @app.before_request
-    def dispatch() -> Response | None:
+    def dispatch() -> Answer | None:
         path = path_of(request)
         if not path.startswith(PREFIX):
             return None
@@ -54,6 +52,4 @@ def serve(app: Flask, peering: Peering, callers: PeerCallers) -> None:
             said = peering.answer(peer, call, headers, request.get_data())
         except PeerRefused as refusal:
             return answer({"message": str(refusal)}, 400)
-        response = answer(said.body, said.status)
-        response.headers.extend(said.headers)
-        return response
+        return Answer(said.body, said.status, tuple(said.headers.items()))

@@ -11,7 +11,7 @@ from typing import Any, Final, NoReturn
 from urllib.parse import parse_qsl, unquote_to_bytes
 from uuid import UUID
 
-from flask import Request
+from werkzeug import Request
 from werkzeug.exceptions import RequestEntityTooLarge
 
 from hsmkme.config import KeysSection
@@ -27,6 +27,7 @@ _KEY_REQUEST: Final = frozenset(
 )
 _KEY_IDS: Final = frozenset({"key_IDs", "key_IDs_extension"})
 _KEY_ID: Final = frozenset({"key_ID", "key_ID_extension"})
+_ABSOLUTE: Final = re.compile(r"^https?://[^/]*")
 _TOKEN: Final = re.compile(r"[\x21-\x7e]{1,255}")
 _UUID: Final = re.compile(r"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
 _BAD_ESCAPE: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
@@ -38,7 +39,9 @@ _SURROGATE: Final = re.compile(r"\\u[dD][89A-Fa-f]")
 def path_of(request: Request) -> str:
     """The path as it was sent: an escaped slash inside an SAE id is not yet a slash."""
     raw: str = request.environ.get("RAW_URI") or request.full_path
-    return re.sub(r"^https?://[^/]*", "", raw).partition("?")[0]
+    if not raw.startswith("/"):
+        raw = _ABSOLUTE.sub("", raw)
+    return raw.partition("?")[0]
 
 
 def target_of(path: str) -> tuple[str, str] | None:

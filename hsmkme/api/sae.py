@@ -2,64 +2,85 @@
 
 from __future__ import annotations
 
-from base64 import b64encode
+from binascii import b2a_base64
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-from flask import Flask, Response, abort, request
-from werkzeug.exceptions import MethodNotAllowed
+from werkzeug import Request
+from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 
 from hsmkme.api import requests
 from hsmkme.api.callers import Callers
-from hsmkme.api.problems import answer
-from hsmkme.errors import BadRequest
+from hsmkme.api.problems import Answer, FaultLog, answer, http_problem, problem
+from hsmkme.errors import BadRequest, HsmkmeError
 from hsmkme.kme import Kme, Repeatable, Status
 from hsmkme.model import OpenKey
 
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
-def serve(app: Flask, kme: Kme, callers: Callers) -> None:
-    """Let ``app`` answer the three methods under ``/api/v1/keys/``.
 
-    They are found before Flask's routing, which unquotes paths and answers HEAD and OPTIONS by itself.
+class KeyDelivery:
+    """The three methods under ``/api/v1/keys/``, as a WSGI application in front of ``others``.
+
+    Not one of Flask's views: its routing unquotes paths and answers HEAD and OPTIONS by itself, and costs more than a
+    key does (``ops/adr/0011``). A body of more than ``body_most`` bytes is refused.
     """
-    reading = requests.Reading(kme.limits)
 
-    @app.before_request
-    def dispatch() -> Response | None:
+    def __init__(
+        self, others: WSGIApplication, kme: Kme, callers: Callers, faults: FaultLog, *, body_most: int
+    ) -> None:
+        self._others = others
+        self._kme = kme
+        self._callers = callers
+        self._faults = faults
+        self._body_most = body_most
+        self._reading = requests.Reading(kme.limits)
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """WSGI."""
+        request = Request(environ, populate_request=False)
         path = requests.path_of(request)
         if not path.startswith(requests.PREFIX):
-            return None
-        caller = callers.of(request.environ)
+            return self._others(environ, start_response)
+        request.max_content_length = self._body_most
+        return self._answer(request, path)(environ, start_response)
+
+    def _answer(self, request: Request, path: str) -> Answer:
         try:
-            return answer(_called(kme, reading, caller, path, _again(kme, callers)))
-        except BadRequest:
-            kme.admit(caller)  # a stranger learns that it is one, and nothing of what is wrong with its request
-            raise
+            caller = self._callers.of(request.environ)
+            try:
+                return self._called(caller, request, path)
+            except BadRequest:
+                self._kme.admit(caller)  # a stranger learns that it is one, and nothing of what is wrong otherwise
+                raise
+        except HsmkmeError as error:
+            return problem(error, self._faults)
+        except HTTPException as error:
+            return http_problem(error)
+
+    def _called(self, caller: str, request: Request, path: str) -> Answer:
+        again = self._again(request)
+        target = requests.target_of(path)
+        if target is None:
+            raise NotFound(f"no such method: {', '.join(requests.METHODS)} exist")
+        sae_id, method = target
+        _allow(request, method)
+        if method == "status":
+            return answer(_status(self._kme.status(caller, sae_id)))
+        if method == "enc_keys":
+            return Answer(_container(self._kme.get_key(caller, sae_id, self._reading.key_request(request), again)))
+        return Answer(_container(self._kme.get_key_with_ids(caller, sae_id, self._reading.key_ids(request), again)))
+
+    def _again(self, request: Request) -> Repeatable | None:
+        """What makes the request repeatable; nothing where the configuration does not offer it."""
+        if not self._kme.limits.idempotency_seconds:
+            return None
+        token = requests.idempotency_key(request)
+        return None if token is None else Repeatable(self._callers.fingerprint(request.environ), token)
 
 
-def _again(kme: Kme, callers: Callers) -> Repeatable | None:
-    """What makes the request repeatable; nothing where the configuration does not offer it."""
-    if not kme.limits.idempotency_seconds:
-        return None
-    token = requests.idempotency_key(request)
-    return None if token is None else Repeatable(callers.fingerprint(request.environ), token)
-
-
-def _called(
-    kme: Kme, reading: requests.Reading, caller: str, path: str, again: Repeatable | None
-) -> dict[str, object]:
-    target = requests.target_of(path)
-    if target is None:
-        abort(404, description=f"no such method: {', '.join(requests.METHODS)} exist")
-    sae_id, method = target
-    _allow(method)
-    if method == "status":
-        return _status(kme.status(caller, sae_id))
-    if method == "enc_keys":
-        return _container(kme.get_key(caller, sae_id, reading.key_request(request), again))
-    return _container(kme.get_key_with_ids(caller, sae_id, reading.key_ids(request), again))
-
-
-def _allow(method: str) -> None:
+def _allow(request: Request, method: str) -> None:
     """Anything but the methods of the standard is refused before a key is touched: HEAD would consume one."""
     allowed = ["GET"] if method == "status" else ["GET", "POST"]
     if request.method not in allowed:
@@ -84,8 +105,14 @@ def _status(status: Status) -> dict[str, object]:
     }
 
 
-def _container(keys: Iterable[OpenKey]) -> dict[str, object]:
-    """Key container data format, §6.3: the one place where key bytes leave the KME."""
-    return {
-        "keys": [{"key_ID": str(key.key_id), "key": b64encode(key.material.reveal()).decode()} for key in keys]
-    }
+def _container(keys: Iterable[OpenKey]) -> bytes:
+    """Key container data format, §6.3: the one place where key bytes leave the KME.
+
+    Written by hand: neither value has a character that JSON would escape.
+    """
+    entries = [f'{{"key_ID":"{key.key_id}","key":"{_base64(key.material.reveal())}"}}' for key in keys]
+    return f'{{"keys":[{",".join(entries)}]}}'.encode()
+
+
+def _base64(data: bytes) -> str:
+    return b2a_base64(data, newline=False).decode()

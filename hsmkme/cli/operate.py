@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import signal
 import threading
+import time
+from functools import partial
 from types import FrameType
 
 import click
@@ -12,7 +14,9 @@ import click
 from hsmkme import bootstrap
 from hsmkme.cli.shared import config_path, load_config, with_config
 from hsmkme.liaison import ROUND_SECONDS, Liaison
+from hsmkme.rotation import Rotation
 from hsmkme.store import migrate as migrate_store
+from hsmkme.upkeep import Duty
 
 TICK_SECONDS = 0.5
 
@@ -30,7 +34,7 @@ def migrate(config: str | None) -> None:
 @click.command()
 @with_config
 def upkeep(config: str | None) -> None:
-    """Do the duties of the KME (seals, expiry, scrubbing, spools) until stopped."""
+    """Do the duties of the KME (seals, expiry, scrubbing, epochs, spools) until stopped."""
     stopping = threading.Event()
 
     def stop(_signal: int, _frame: FrameType | None) -> None:
@@ -42,6 +46,8 @@ def upkeep(config: str | None) -> None:
     bootstrap.begin(load_config(config), void=False)
     parts = bootstrap.open_parts(config_path(config))
     duties = bootstrap.upkeep_with_spools(parts)
+    rotation = Rotation(parts.token, parts.store, time.time, "upkeep")
+    duties.duties.append(Duty("epochs", 1.0, partial(rotation.keep, parts.config.epochs)))
     if parts.config.peering is not None:
         threading.Thread(target=_look_after_links, args=(parts.liaison(), stopping), daemon=True).start()
     while not stopping.wait(TICK_SECONDS):

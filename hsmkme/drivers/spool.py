@@ -71,7 +71,7 @@ class Spool:
             self._refuse(path, refusal)
             return False
         except OSError as error:
-            log.error("spool %s: %s cannot be read, it will be tried again: %s", self.directory, path.name, error)
+            log.error("spool %s: %a cannot be read, it will be tried again: %s", self.directory, path.name, error)
             return False
         self._finish(path)
         return True
@@ -90,7 +90,7 @@ class Spool:
         _empty(target)
 
     def _refuse(self, path: Path, refusal: DepositRefused) -> None:
-        log.error("spool %s: %s refused: %s", self.directory, path.name, refusal)
+        log.error("spool %s: %a refused: %s", self.directory, path.name, refusal)
         target = self._free("refused", path.name)
         target.with_name(target.name + ".reason").write_text(f"{refusal}\n", encoding="utf-8")
         path.rename(target)

@@ -16,9 +16,10 @@ import pkcs11
 from hsmkme.errors import ObjectMissing, OperatorFault, TokenError, TokenUnavailable
 from hsmkme.hsm.answers import Fault
 from hsmkme.hsm.breaker import Breaker
-from hsmkme.hsm.cryptoki import CryptokiError
+from hsmkme.hsm.cryptoki import Cryptoki, CryptokiError
 from hsmkme.hsm.faults import fault_of, outward
 from hsmkme.hsm.session import Lane, Sessions
+from hsmkme.waiting import aside
 
 Result = TypeVar("Result")
 
@@ -41,12 +42,29 @@ class Runner:
         self._listed_at: float | None = None
 
     @property
+    def cryptoki(self) -> Cryptoki:
+        """The calls that the binding lacks."""
+        return self._sessions.cryptoki
+
+    def begin_anew(self) -> None:
+        """Forget every handle and every unwrapped block key, and log in again."""
+        self._reset(self._sessions.generation, hard=False)
+
+    @property
     def answered_lately(self) -> bool:
         """Whether the token did something within the last second."""
         return self._breaker.answered_lately
 
     def run(self, doing: str, verb: Callable[[Lane], Result]) -> Result:
-        """Run ``verb`` in a lane; lost handles are found again once, a failed device is left alone a while."""
+        """Run ``verb`` in a lane; lost handles are found again once, a failed device is left alone a while.
+
+        A module that serves several callers at once waits for a device: others of this thread go on meanwhile.
+        """
+        if self._sessions.address.profile.locking == "parallel":
+            return aside(lambda: self._queued(doing, verb))
+        return self._queued(doing, verb)
+
+    def _queued(self, doing: str, verb: Callable[[Lane], Result]) -> Result:
         if self._stopped is not None:
             raise OperatorFault(self._stopped)
         if not self._queue.acquire(blocking=False):

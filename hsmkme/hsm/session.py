@@ -18,7 +18,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Final
 
 import pkcs11
@@ -45,7 +44,7 @@ class _Module:
     """
 
     lock: Any = threading.RLock()
-    starts: Final = Counter[Path]()
+    starts: Final = Counter[str]()
 
 
 PinSource = Callable[[], str]
@@ -92,26 +91,26 @@ class Sessions:
         self._lanes = _Idle()
         self._lanes_open = 0
         self._anchor: Any = None
-        self._started = _Module.starts[self.address.module]
+        self._started = _Module.starts[str(self.address.module)]
         self._resetting = threading.Lock()
         self.generation = 0
         with self._module_turn(), login_turn(address), translated("opening the token"):
             self._module = load_module(address)
             self.cryptoki = Cryptoki(str(address.module))
             if not self._module_is_initialised():  # loaded before a fork, or finalised by other code
-                self._initialise_again()
+                initialise_again(self._module)
             try:
                 self._log_in()
             except TokenUnavailable:
                 # A module lists its tokens when it is initialised: this one may have come since then.
-                self._initialise_again()
+                initialise_again(self._module)
                 self._log_in()
 
     def _log_in(self) -> None:
         """Also the last time this was the token: the PIN is for no other, and no record of its own opens in another."""
         token = find_token(self._module, self.address)
         self.address = replace(self.address, serial=token.serial.decode(errors="replace"))
-        self._started = _Module.starts[self.address.module]
+        self._started = _Module.starts[str(self.address.module)]
         self._anchor = token.open(rw=self._writable, user_pin=self._pin(), attribute_mapper=mapper())
         for _ in range(self.address.profile.max_sessions):
             session = token.open(rw=self._writable, attribute_mapper=mapper())
@@ -126,7 +125,7 @@ class Sessions:
         """
         self._take_module()
         try:
-            if self._started != _Module.starts[self.address.module]:
+            if self._started != _Module.starts[str(self.address.module)]:
                 raise pkcs11.SessionClosed("another login of this process initialised the module anew")
             with self._resetting:  # who comes while everything is opened again waits for it
                 logged_in = self._lanes_open > 0
@@ -177,7 +176,7 @@ class Sessions:
                 self._let_go()
                 self.generation += 1
                 if hard or not self._module_is_initialised():
-                    self._initialise_again()
+                    initialise_again(self._module)
                 self._log_in()
 
     def close(self) -> None:
@@ -197,15 +196,9 @@ class Sessions:
             self._anchor = None
 
     def _close(self, session: Any) -> None:
-        if self._started == _Module.starts[self.address.module]:  # else the handle may be somebody else's by now
+        if self._started == _Module.starts[str(self.address.module)]:  # else it may be somebody else's
             with suppress(pkcs11.PKCS11Error):
                 session.close()
-
-    def _initialise_again(self) -> None:
-        with suppress(pkcs11.PKCS11Error):
-            self._module.finalize()  # somebody may have done it before us
-        _Module.starts[self.address.module] += 1
-        self._module.initialize()
 
     def _module_is_initialised(self) -> bool:
         try:
@@ -213,6 +206,14 @@ class Sessions:
         except pkcs11.PKCS11Error:
             return False
         return True
+
+
+def initialise_again(module: Any) -> None:
+    """Initialise the module anew: every login of this process ends, and notices."""
+    with suppress(pkcs11.PKCS11Error):
+        module.finalize()  # somebody may have done it before us
+    _Module.starts[module.so] += 1
+    module.initialize()
 
 
 def find_token(module: Any, address: TokenAddress) -> Any:

@@ -23,6 +23,7 @@ from hsmkme.hsm.anchor import Anchor, anchored
 from hsmkme.hsm.answers import Fault
 from hsmkme.hsm.cryptoki import CryptokiError
 from hsmkme.hsm.faults import fault_of
+from hsmkme.hsm.notes import notes
 from hsmkme.hsm.profiles import TokenAddress
 from hsmkme.hsm.running import Runner
 from hsmkme.hsm.segments import Segments
@@ -30,6 +31,7 @@ from hsmkme.hsm.session import Lane, PinSource, Sessions
 from hsmkme.model import (
     BlockName,
     BlockSeal,
+    CeremonyNote,
     KeyMaterial,
     Lineage,
     OpenKey,
@@ -160,6 +162,10 @@ class Token:
         """What the token remembers of the store."""
         return self._runner.run("reading the anchor", lambda lane: anchored(lane.session))
 
+    def notes(self) -> list[CeremonyNote]:
+        """What ceremonies left on the token for the service to log, in no order."""
+        return self._runner.run("reading the notes of ceremonies", lambda lane: notes(lane.session))
+
     def anchor(self) -> Anchor:
         """What lets the token remember a store: for upkeep alone."""
         return Anchor(self._runner)
@@ -168,10 +174,19 @@ class Token:
         """Open a known answer under the master key of ``epoch``; raises what that meets."""
         self._runner.run("proving the token", lambda lane: self._prove(lane, epoch))
 
-    def prove_if_idle(self, epoch: int) -> None:
-        """`prove`, unless the token answered within the last second: cheap before an act that cannot be undone."""
-        if not self._runner.answered_lately:
-            self.prove(epoch)
+    @property
+    def answered_lately(self) -> bool:
+        """Whether the token did something within the last second: if not, `prove` it before what cannot be undone."""
+        return self._runner.answered_lately
+
+    def forget(self) -> None:
+        """Drop every handle and every unwrapped block key of this process: a master key was destroyed."""
+        self._runner.begin_anew()
+
+    @property
+    def runner(self) -> Runner:
+        """This login, for what only upkeep and officers do under it."""
+        return self._runner
 
     # Objects ----------------------------------------------------------------------------------------
 
@@ -180,7 +195,7 @@ class Token:
         name = f"{kind.name}:{label}"
         if name not in lane.objects:
             found = objects.find_object(lane.session, label, kind)
-            templates.verify_object(label, found, template, self._sessions.cryptoki)
+            templates.verify_object(label, found, templates.form_of(found, template), self._sessions.cryptoki)
             lane.objects[name] = found
         return lane.objects[name]
 

@@ -13,6 +13,9 @@ KEYS_MOST: Final = 1024
 BLOCKS_MOST: Final = 256
 """How much one message may carry."""
 
+REASON_MOST: Final = 200
+"""How many characters say why a block was revoked."""
+
 Id = Annotated[str, Field(min_length=1, max_length=512)]
 BlockId = Annotated[str, Field(min_length=1, max_length=256)]
 Count = Annotated[int, Field(ge=0, le=2**62)]
@@ -211,6 +214,13 @@ class Missing(Body):
     """Blocks that the sender, who was restored, does not have any more."""
 
     block_ids: Annotated[list[BlockId], Field(min_length=1, max_length=BLOCKS_MOST)]
+
+
+class Revoke(Body):
+    """Blocks that the sender has revoked: nobody gets anything of them any more."""
+
+    block_ids: Annotated[list[BlockId], Field(min_length=1, max_length=BLOCKS_MOST)]
+    reason: Annotated[str, Field(max_length=REASON_MOST)]
 
 
 class Done(Body):

@@ -28,7 +28,6 @@ class Server(BaseApplication):
         options = {
             "bind": [*listener.bind, *listener.plain],
             "workers": listener.workers,
-            "threads": listener.threads,
             "worker_class": "hsmkme.server.worker.EventWorker",
             "keyfile": str(listener.key),
             "certfile": str(listener.certificate),

@@ -38,17 +38,21 @@ class Connection:
     """A client's connection. The event loop calls `advance` when it is readable or writable as it asked.
 
     ``since`` says how long it has been waiting for the same thing, ``deadline`` until when it may, both in the loop's
-    clock; ``proxied`` that a trusted proxy is at the other end, ``certified`` that this or a good certificate is.
+    clock; ``watched`` which events the loop waits for; ``proxied`` that a trusted proxy is at the other end,
+    ``certified`` that this or a good certificate is.
     """
 
     def __init__(
         self, sock: Socket, peer: Address, server: Address, body_limit: int, now: float, *, proxied: bool
     ) -> None:
         self.socket = sock
+        self.descriptor = sock.fileno()
         self.peer = peer
         self.server = server
         self.proxied = self.certified = proxied
+        self._certificate: bytes | None = None
         self.wants_write = False
+        self.watched = 0
         self._body_limit = body_limit
         self._received = bytearray()
         self._framing = Framing(body_limit)
@@ -88,6 +92,10 @@ class Connection:
         self._enter(Phase.ANSWER, now, ANSWER_SECONDS)
         return self.advance(now)
 
+    def getpeercert(self, binary_form: bool) -> bytes | None:
+        """The client's certificate, DER, as TLS verified it; None without one or without TLS."""
+        return self._certificate if binary_form else None
+
     @property
     def idle(self) -> bool:
         """Whether nothing of a next request has arrived."""
@@ -102,7 +110,8 @@ class Connection:
     def _shake_hands(self, now: float) -> bytes | None:
         assert isinstance(self.socket, ssl.SSLSocket)  # noqa: S101 - only TLS sockets begin in this phase
         self.socket.do_handshake()
-        self.certified, self.wants_write = bool(self.socket.getpeercert(binary_form=True)), False
+        self._certificate, self.wants_write = self.socket.getpeercert(binary_form=True), False
+        self.certified = self._certificate is not None
         self._enter(Phase.REQUEST, now, REQUEST_SECONDS)
         return self._read(now)
 
@@ -158,7 +167,11 @@ class Connection:
             self.socket.shutdown(socket.SHUT_WR)
             return None
         self._enter(Phase.REQUEST, now, REQUEST_SECONDS if self._received else IDLE_SECONDS)
-        return self._read(now)
+        return self._read(now) if self._received or self._decrypted() else None
+
+    def _decrypted(self) -> bool:
+        """Whether TLS holds bytes that the kernel knows nothing of any more."""
+        return isinstance(self.socket, ssl.SSLSocket) and self.socket.pending() > 0
 
     def _say_goodbye(self) -> None:
         """End what we send over TLS. The client may be sending still, be gone, or never have shaken hands."""

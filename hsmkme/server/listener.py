@@ -14,7 +14,7 @@ class Listener:
     """A TLS listener of section ``section``, whose clients are of the CAs in ``ca`` and not revoked by ``crl``.
 
     ``plain`` are addresses without TLS: for the proxies at ``trusted`` addresses, and Unix sockets. ``waiting`` is
-    how many requests a worker lets wait for a thread.
+    how many requests a worker takes on at a time.
     """
 
     section: str
@@ -24,7 +24,6 @@ class Listener:
     ca: Path
     crl: Path | None
     workers: int
-    threads: int
     waiting: int
     max_body_bytes: int
     certificate_required: bool
@@ -54,7 +53,6 @@ def listener_for_saes(config: Config) -> Listener:
         ca=section.sae_ca,
         crl=section.sae_crl,
         workers=section.workers,
-        threads=section.threads,
         waiting=config.fair_use.waiting,
         max_body_bytes=section.max_body_bytes,
         certificate_required=False,
@@ -78,7 +76,6 @@ def listener_for_peers(config: Config) -> Listener:
         ca=section.ca,
         crl=section.crl,
         workers=section.workers,
-        threads=section.threads,
         waiting=config.fair_use.waiting,
         max_body_bytes=section.max_body_bytes,
         certificate_required=True,

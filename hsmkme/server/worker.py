@@ -1,32 +1,34 @@
-"""The gunicorn worker: one thread does all waiting, a few do all work.
+"""The gunicorn worker: one thread serves all connections, and runs all requests in turns (``ops/adr/0007``).
 
-Handshakes, slow requests and slow readers cost a file descriptor and a deadline, never a thread; only a
-whole request is given to the application (``ops/adr/0007``).
+Handshakes, slow requests and slow readers cost a file descriptor and a deadline; only a whole request is given to the
+application, in a greenlet. One that waits, for a commit, a device or a peer, lets the others go on.
 """
 
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import resource
 import selectors
 import socket
 import sys
 import time
-from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from heapq import nsmallest
 from types import FrameType
 from typing import Any, Final, cast
 
 from gunicorn.workers.base import Worker
 
-from hsmkme.server.calling import call
+from hsmkme.server.calling import Caller
 from hsmkme.server.connection import Connection, Phase
 from hsmkme.server.framing import FramingError, refusal
 from hsmkme.server.listener import Listener
 from hsmkme.server.tls import Contexts
+from hsmkme.server.turns import Turns
+from hsmkme.waiting import share
 
 TICK_SECONDS: Final = 1.0
 ACCEPT_AT_ONCE: Final = 64
@@ -36,9 +38,13 @@ CONNECTIONS_MOST: Final = 4000
 FILES_SPARED: Final = 128
 """Open files kept for everything that is not a connection: token, store, logs."""
 
+GARBAGE_MOST: Final = 20_000
+"""After how many new objects it is searched for garbage: every search stops all requests."""
+
 _EXHAUSTED: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 STOP_SECONDS: Final = 2.0
-"""How long a stopping worker waits for a request that a client may be sending on an idle connection."""
+"""How long a stopping worker waits for a request that a client may be sending on an idle connection, and a worker
+that ends at once for answers to what it cannot undo."""
 
 
 class EventWorker(Worker):
@@ -51,10 +57,8 @@ class EventWorker(Worker):
         self._waiting_most, self._waiting = listener.waiting, 0
         self._plain_binds, self._proxies = set(listener.plain), set(listener.trusted)
         self._connections: set[Connection] = set()
-        self._answered: deque[tuple[Connection, bytes, bool]] = deque()
         self._poll = selectors.DefaultSelector()
-        self._pool = ThreadPoolExecutor(self.cfg.threads, thread_name_prefix="request")
-        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._turns = Turns(threads=listener.waiting)
         self._stopping_since: float | None = None
         self._leaving = False
         self._look_at = 0.0
@@ -76,35 +80,44 @@ class EventWorker(Worker):
                 time.sleep(TICK_SECONDS)
             else:
                 super().load_wsgi()
+                self._caller = Caller(self.wsgi, self.cfg)
                 return
         sys.exit(0)
 
     def run(self) -> None:
         """The loop: until stopped, and then until what was begun is answered."""
-        self._poll.register(self._wake, selectors.EVENT_READ, self._on_wake)
+        share(self._turns)
+        gc.freeze()  # what is here now stays; and what requests leave is mostly no garbage that needs a search
+        gc.set_threshold(GARBAGE_MOST, 20, 20)
+        self._poll.register(self._turns.wake, selectors.EVENT_READ, self._turns.clear_wake)
         self._poll.register(self.PIPE[0], selectors.EVENT_READ, self._on_signal)
         self._listen(True)
         while not self._finished():
             self.notify()
-            for key, _ in self._poll.select(TICK_SECONDS):
-                key.data(key.fileobj)
+            for key, _ in self._poll.select(self._turns.seconds_left(TICK_SECONDS)):
+                key.data()
+            self._turns.run()
             self._end_overdue(time.monotonic())
             if os.getppid() != self.ppid:
                 self.alive = False
-        self._leaving = True
+        self._finish_begun()
         for connection in list(self._connections):
             self._end(connection)
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._turns.close()
 
-    def handle_quit(self, sig: int, frame: FrameType | None) -> None:
+    def _finish_begun(self) -> None:
+        """Answer those requests that cannot be undone any more; the others are dropped or refused."""
+        self._leaving = True
+        self._turns.hurry()
+        until = time.monotonic() + STOP_SECONDS
+        while self._waiting and time.monotonic() < until:
+            self._poll.select(self._turns.seconds_left(TICK_SECONDS))
+            self._turns.run()
+
+    def handle_quit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - signals call it
         """End at once, by SIGQUIT or SIGINT."""
         self._leaving = True
-        super().handle_quit(sig, frame)
-
-    def handle_abort(self, sig: int, frame: FrameType | None) -> None:
-        """The same, by SIGABRT from a master that has not heard of this worker for too long."""
-        self._leaving = True
-        super().handle_abort(sig, frame)
+        self.alive = False
 
     # Waiting ----------------------------------------------------------------------------------------
 
@@ -112,13 +125,13 @@ class EventWorker(Worker):
         for listener in self.sockets:
             if listening:
                 listener.setblocking(False)
-                self._poll.register(listener, selectors.EVENT_READ, self._on_accept)
+                self._poll.register(listener, selectors.EVENT_READ, partial(self._on_accept, listener))
             else:
                 self._poll.unregister(listener)
 
     def _finished(self) -> bool:
-        if self.alive:
-            return False
+        if self.alive or self._leaving:
+            return self._leaving
         now = time.monotonic()
         if self._stopping_since is None:
             self._stopping_since = now
@@ -171,59 +184,51 @@ class EventWorker(Worker):
         for connection in nsmallest(ACCEPT_AT_ONCE, waiting, key=lambda c: (c.certified, c.since)):
             self._end(connection)
 
-    def _on_ready(self, connection: Connection) -> Callable[[Any], None]:
-        def ready(_: Any) -> None:
-            if connection.phase is not Phase.CLOSED:  # it may have made room since select saw it
-                self._poll.unregister(connection.socket)
-                self._go_on(connection, connection.advance)
-
-        return ready
+    def _on_ready(self, connection: Connection) -> None:
+        if connection.phase is Phase.WORK:  # what comes meanwhile stays in the kernel
+            self._watch(connection, 0)
+        elif connection.phase is not Phase.CLOSED:  # it may have made room since select saw it
+            self._go_on(connection, connection.advance)
 
     def _go_on(self, connection: Connection, step: Callable[[float], bytes | None]) -> None:
-        """Take a step of a connection that is not registered; register it again, or give its request to a thread."""
+        """Take a step of a connection; begin its request, if there is a whole one, or wait for the next step."""
         try:
             request = step(time.monotonic())
         except FramingError as error:
-            self._refuse(connection, error)
-            return
+            request = connection.answer(refusal(error.status, error.message), time.monotonic(), close=True)
         if request is not None:
             self._begin(connection, request)
         elif connection.phase is Phase.CLOSED:
-            self._connections.discard(connection)
+            self._forget(connection)
         else:
-            event = selectors.EVENT_WRITE if connection.wants_write else selectors.EVENT_READ
-            self._poll.register(connection.socket, event, self._on_ready(connection))
+            self._watch(connection, selectors.EVENT_WRITE if connection.wants_write else selectors.EVENT_READ)
+
+    def _watch(self, connection: Connection, event: int) -> None:
+        """Wait for ``event``, or for nothing. What is waited for already costs no call."""
+        if connection.watched == event:
+            return
+        if not event:
+            self._poll.unregister(connection.descriptor)
+        elif connection.watched:
+            self._poll.modify(connection.descriptor, event, partial(self._on_ready, connection))
+        else:
+            self._poll.register(connection.descriptor, event, partial(self._on_ready, connection))
+        connection.watched = event
 
     def _begin(self, connection: Connection, request: bytes) -> None:
-        """Give a request to a thread; when too many wait for one, refuse it at once instead of queueing.
+        """Let a request take its turn; when too many are waiting, refuse it at once instead of queueing.
 
-        The refusal waits its turn like an answer: a client may have sent a thousand requests in one go.
+        The refusal takes its turn too: a client may have sent a thousand requests in one go.
         """
-        self._waiting += 1
-        if self._waiting > self._waiting_most:
+        if self._waiting >= self._waiting_most:
             close = connection.must_close
-            self._hand_back(connection, refusal(503, "the KME is busy", close=close), close)
-        else:
-            self._pool.submit(self._work, connection, request)
+            self._turns.begin(partial(self._answer, connection, refusal(503, "the KME is busy", close=close), close))
+            return
+        self._waiting += 1
+        self._turns.begin(partial(self._work, connection, request))
 
-    def _refuse(self, connection: Connection, error: FramingError) -> None:
-        data = refusal(error.status, error.message)
-        self._go_on(connection, lambda now: connection.answer(data, now, close=True))
-
-    def _on_signal(self, pipe: int) -> None:
-        os.read(pipe, 64)
-
-    def _on_wake(self, wake: int) -> None:
-        os.eventfd_read(wake)
-        for _ in range(len(self._answered)):
-            connection, data, close = self._answered.popleft()
-            self._waiting -= 1
-            self._go_on(connection, _answering(connection, data, close))
-
-    def _hand_back(self, connection: Connection, data: bytes, close: bool) -> None:
-        """Let the loop send an answer. May be called in any thread."""
-        self._answered.append((connection, data, close))
-        os.eventfd_write(self._wake, 1)
+    def _on_signal(self) -> None:
+        os.read(self.PIPE[0], 64)
 
     def _end_overdue(self, now: float) -> None:
         if now < self._look_at:
@@ -234,24 +239,30 @@ class EventWorker(Worker):
                 self._end(connection)
 
     def _end(self, connection: Connection) -> None:
-        if connection.phase not in (Phase.WORK, Phase.CLOSED):
-            self._poll.unregister(connection.socket)
+        self._watch(connection, 0)
         connection.close()
+        self._forget(connection)
+
+    def _forget(self, connection: Connection) -> None:
+        self._watch(connection, 0)
         self._connections.discard(connection)
 
     # Working ----------------------------------------------------------------------------------------
 
     def _work(self, connection: Connection, request: bytes) -> None:
-        """In a thread of the pool: answer one request. The edge of the process: nothing escapes."""
-        if self._leaving:  # nobody would get the answer
-            return
-        try:
-            self._count()
-            data, close = call(self.wsgi, self.cfg, connection, request, last=not self.alive)
-        except Exception:
-            self.log.exception("a request ended unexpectedly")
-            data, close = refusal(500, "the KME cannot answer now"), True
-        self._hand_back(connection, data, close)
+        """In a greenlet: answer one request. The edge of the process: nothing escapes."""
+        if not self._leaving:  # otherwise nobody would get the answer
+            try:
+                self._count()
+                data, close = self._caller.call(connection, request, last=not self.alive)
+            except Exception:
+                self.log.exception("a request ended unexpectedly")
+                data, close = refusal(500, "the KME cannot answer now"), True
+            self._answer(connection, data, close)
+        self._waiting -= 1
+
+    def _answer(self, connection: Connection, data: bytes, close: bool) -> None:
+        self._go_on(connection, lambda now: connection.answer(data, now, close=close))
 
     def _count(self) -> None:
         """After so many requests the worker makes way for a new one: the token's library leaks a little."""
@@ -259,10 +270,6 @@ class EventWorker(Worker):
         if self.nr >= self.max_requests and self.alive:
             self.log.info("worker served %d requests and makes way for a new one", self.nr)
             self.alive = False
-
-
-def _answering(connection: Connection, data: bytes, close: bool) -> Callable[[float], bytes | None]:
-    return lambda now: connection.answer(data, now, close=close)
 
 
 def _bind_name(address: Any) -> str:

@@ -7,33 +7,45 @@ from pathlib import Path
 
 from hsmkme.model import Clock
 from hsmkme.store import schema
+from hsmkme.store.ageing import Ageing
 from hsmkme.store.agreed import Agreed, NewIds, Offer
 from hsmkme.store.answers import Answer, Answers
+from hsmkme.store.approving import Approval, Approving
 from hsmkme.store.blocks import Blocks, Outcome
 from hsmkme.store.carried import Carried, carried_name
-from hsmkme.store.database import Chain, Database, connect, spoken, turn
+from hsmkme.store.ceremonies import Ceremonies
+from hsmkme.store.database import Chain, Database, connect, spoken
+from hsmkme.store.epochs import Epoch, Epochs
 from hsmkme.store.examining import Examining
 from hsmkme.store.inbox import Inbox, Receipt
 from hsmkme.store.keys import Keys
 from hsmkme.store.lineage import Lineages
 from hsmkme.store.links import Links, LinkState
-from hsmkme.store.log import Log
+from hsmkme.store.log import Log, Span
 from hsmkme.store.outbox import Draft, Outbox
 from hsmkme.store.pads import Pads
 from hsmkme.store.reconciling import Reconciling
 from hsmkme.store.registry import Known, Registry
+from hsmkme.store.revoking import Revoking, Scope, Touched
 from hsmkme.store.sharing import Sharing
 from hsmkme.store.veins import Vein
 from hsmkme.store.views import Views
+from hsmkme.store.writers import turn
 
 __all__ = [
+    "Ageing",
     "Agreed",
     "Answer",
     "Answers",
+    "Approval",
+    "Approving",
     "Blocks",
     "Carried",
+    "Ceremonies",
     "Chain",
     "Draft",
+    "Epoch",
+    "Epochs",
     "Examining",
     "Inbox",
     "Keys",
@@ -50,8 +62,12 @@ __all__ = [
     "Receipt",
     "Reconciling",
     "Registry",
+    "Revoking",
+    "Scope",
     "Sharing",
+    "Span",
     "Store",
+    "Touched",
     "Vein",
     "Views",
     "carried_name",
@@ -73,9 +89,14 @@ class Store:
         self.outbox = Outbox(self._database)
         self.sharing = Sharing(self._database)
         self.reconciling = Reconciling(self._database)
+        self.epochs = Epochs(self._database)
+        self.ageing = Ageing(self._database)
+        self.revoking = Revoking(self._database)
         self.registry = Registry(self._database)
+        self.ceremonies = Ceremonies(self._database)
         self.log = Log(self._database)
         self.answers = Answers(self._database)
+        self.approving = Approving(self._database)
         self.views = Views(self._database)
         self.examining = Examining(self._database)
 

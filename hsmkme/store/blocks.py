@@ -81,12 +81,14 @@ class Blocks:
         with self._database.read() as connection:
             return veins_of(connection, peer, size)
 
-    def freeze(self, name: BlockName, entry: Entry) -> None:
-        """Quarantine a block: nothing of it is claimed or collected while it is frozen."""
+    def freeze(self, name: BlockName, entry: Entry) -> bool:
+        """Quarantine a block: nothing of it is claimed or collected while it is frozen. False if it was."""
         with self._database.write() as transaction:
-            if freeze_block(transaction, name):
+            frozen = freeze_block(transaction, name)
+            if frozen:
                 count_pools(transaction)  # the row may have been altered: it did not leave the pool it was in
                 transaction.append(entry.knowing(link=name.link_id, block=name.block_id))
+            return frozen
 
 
 def _take(transaction: Transaction, block: SealedBlock, state: BlockState, limit: int, entry: Entry) -> Outcome:
@@ -151,10 +153,10 @@ def _insert(transaction: Transaction, block: SealedBlock, state: BlockState) -> 
     name, seal = block.seal.name, block.seal
     cursor = transaction.execute(
         "INSERT INTO block (link_id, block_id, state, epoch, key_bits, key_count, live, wrapped, digest, deposited_at,"
-        " tag, mine) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        " tag, mine, first_epoch) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             *(name.link_id, name.block_id, state.value, seal.epoch, seal.key_bits, block.key_count, block.key_count),
-            *(seal.wrapped, block.digest, transaction.now(), block.tag, block.mine),
+            *(seal.wrapped, block.digest, transaction.now(), block.tag, block.mine, seal.epoch),
         ),
     )
     transaction.execute("INSERT INTO segments VALUES (?, ?)", (cursor.lastrowid, block.segments))

@@ -57,7 +57,7 @@ class Carried:
         Everything is checked anew, for the pads were opened before. Writes, in one commit: the block, its segments,
         rows of keys, pads taken for good and zeros over them, audit row.
         """
-        return self._inbox.assign(receipt, assign, due, entry, partial(_insert, block))
+        return self._inbox.assign(receipt, assign, due, entry, partial(_insert, block, entry.actor))
 
 
 def _pad(connection: sqlite3.Connection, link_id: str, size: int, key: AssignedKey) -> SealedKey | None:
@@ -77,7 +77,13 @@ def _pad(connection: sqlite3.Connection, link_id: str, size: int, key: AssignedK
 
 
 def _insert(
-    block: SealedBlock | None, transaction: Transaction, link_id: str, relation: Relation, assign: Assign, due: int
+    block: SealedBlock | None,
+    actor: str,
+    transaction: Transaction,
+    link_id: str,
+    relation: Relation,
+    assign: Assign,
+    due: int,
 ) -> None:
     pads = taken(transaction, link_id, assign)
     if block is None or block.key_count != len(assign.keys):
@@ -86,12 +92,16 @@ def _insert(
     name, seal = block.seal.name, block.seal
     cursor = transaction.execute(
         "INSERT INTO block (link_id, block_id, state, epoch, key_bits, key_count, next_index, live, wrapped, digest,"
-        " deposited_at, mine) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0)",
+        " deposited_at, first_epoch, mine) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0)",
         (
             *(name.link_id, name.block_id, BlockState.EXHAUSTED.value, seal.epoch, seal.key_bits),
             *(block.key_count, block.key_count, block.key_count, seal.wrapped, block.digest, transaction.now()),
+            seal.epoch,
         ),
     )
     transaction.execute("INSERT INTO segments VALUES (?, ?)", (cursor.lastrowid, block.segments))
     places = [[(int(cursor.lastrowid or 0), index, 1)] for index in range(block.key_count)]
     insert_keys(transaction, relation, assign, places, due)
+    facts = {"link": name.link_id, "block": name.block_id, "epoch": seal.epoch, "keys": block.key_count}
+    key_ids = [str(key.key_id) for key in assign.keys]
+    transaction.append(Entry("block.carry", actor, {**facts, "bits": seal.key_bits, "key_IDs": key_ids}))

@@ -1,28 +1,24 @@
 """The SQLite file: one connection for each thread, one writer at a time, errors in the product's words.
 
-A write transaction that changes rows without writing to the audit log is rolled back: no caller can
-forget the record. Writers take turns by a thread lock and a lock file, because SQLite alone lets
-losers starve; a process that dies releases both.
+A write that changes rows without writing to the audit log is undone: no caller can forget the record. Writers of one
+process that come at the same time share a transaction and its commit (`Writers`). Processes take turns by a lock file,
+because SQLite alone lets losers starve; one that dies releases it.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import os
 import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from hsmkme.errors import AuditBroken, IllegalTransition, StoreError, StoreTampered, StoreUnavailable
 from hsmkme.model import Clock, Entry, LogRow
 from hsmkme.store import schema
-
-TURN_SECONDS = 10.0
-"""How long a thread waits for its turn to write."""
+from hsmkme.store.writers import Group, Writers, is_no_text
 
 _SETTINGS = (
     "PRAGMA journal_mode = WAL",
@@ -32,10 +28,8 @@ _SETTINGS = (
     "PRAGMA trusted_schema = OFF",
     "PRAGMA recursive_triggers = ON",  # otherwise REPLACE deletes without asking the triggers
     "PRAGMA busy_timeout = 1000",
+    "PRAGMA cache_size = -16384",  # KiB: the inner pages of every table of a store of ten million keys
 )
-
-
-_NO_TEXT = ("Could not decode to UTF-8", "user-defined function raised")
 
 
 class Chain(Protocol):
@@ -62,27 +56,32 @@ class RowSeal:
 
 
 class Transaction:
-    """An open write transaction."""
+    """An open write transaction: a part in one that others may have parts in, too."""
 
-    def __init__(self, connection: sqlite3.Connection, chain: Chain, clock: Clock) -> None:
-        self.connection = connection
-        self.execute = connection.execute
-        self.executemany = connection.executemany
+    def __init__(self, group: Group, chain: Chain, clock: Clock) -> None:
+        self.connection = group.connection
+        self.execute = group.connection.execute
+        self.executemany = group.connection.executemany
+        self.logged = False
+        self._group = group
         self._chain = chain
         self._clock = clock
-        self.logged = 0
 
     def now(self) -> int:
         """Whole seconds since the epoch."""
         return int(self._clock())
 
+    def head(self) -> tuple[int, bytes]:
+        """Number and hash of the log's last row, as this transaction has it; raises `AuditBroken`."""
+        return self._group.tail or head_of(self.connection)
+
     def append(self, entry: Entry) -> LogRow:
         """Write ``entry`` as the next row of the audit log."""
-        seq, previous = head_of(self.connection)
+        seq, previous = self.head()
         row = self._chain.extend(previous, seq + 1, self._clock(), entry)
         self.execute("INSERT INTO log VALUES (?, ?, ?)", (row.seq, row.text, row.hash))
-        self.execute("UPDATE log_head SET seq = ?, hash = ?", (row.seq, row.hash))
-        self.logged += 1
+        self._group.tail = (row.seq, row.hash)
+        self.logged = True
         return row
 
 
@@ -99,107 +98,131 @@ class Database:
 
     def __init__(self, path: Path, chain: Chain, clock: Clock) -> None:
         self.path = path
-        self._chain = chain
-        self._clock = clock
+        self.chain = chain
+        self.clock = clock
         self.rows = RowSeal()
+        self.writers = Writers(path, self._connected)
         self._local = threading.local()
-        self._thread_turn = threading.Lock()
 
     @property
     def connection(self) -> sqlite3.Connection:
-        """This thread's connection, opened on first use."""
+        """This thread's connection for reading, opened on first use."""
         connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
         if connection is None:
-            connection = connect(self.path)
-            schema.require_current(connection)
-            connection.create_function("row_seal", -1, self.rows.seal)
-            connection.create_function("is_sealed", -1, self.rows.is_sealed)
-            self._local.connection = connection
+            connection = self._local.connection = self._connected()
+        return connection
+
+    def _connected(self) -> sqlite3.Connection:
+        connection = connect(self.path)
+        schema.require_current(connection)
+        connection.create_function("row_seal", -1, self.rows.seal)
+        connection.create_function("is_sealed", -1, self.rows.is_sealed)
         return connection
 
     def close(self) -> None:
+        """Close this thread's connection, and the one that writes."""
+        self.close_reader()
+        self.writers.close()
+
+    def close_reader(self) -> None:
         """Close this thread's connection."""
         if getattr(self._local, "connection", None) is not None:
             self._local.connection.close()
             self._local.connection = None
 
-    @contextmanager
-    def read(self) -> Iterator[sqlite3.Connection]:
-        """One consistent view of the database."""
-        with spoken(), self._lent() as connection:
-            connection.execute("BEGIN")
-            try:
-                yield connection
-            finally:
-                if connection.in_transaction:
-                    connection.execute("ROLLBACK")
+    def ask(self, question: str) -> tuple[Any, ...] | None:
+        """The first row of what ``question`` selects: by one statement, so without a transaction around it."""
+        try:
+            row: tuple[Any, ...] | None = self.connection.execute(question).fetchone()
+        except (sqlite3.Error, OSError) as error:
+            if isinstance(error, sqlite3.OperationalError):
+                self.close_reader()
+            raise in_our_words(error) from error
+        return row
 
-    @contextmanager
-    def write(self, *, logged: bool = True) -> Iterator[Transaction]:
-        """A write transaction, durable when the block ends without an exception.
+    def read(self) -> Read:
+        """One consistent view of the database, as it was last committed."""
+        return Read(self)
+
+    def write(self, *, logged: bool = True) -> Write:
+        """A write, durable when the block has ended without an exception; with one, nothing is changed.
 
         With ``logged`` (always, but for the log's own seals) a change without an audit row is refused.
         """
-        with spoken(), self._turn(), self._lent() as connection:
-            connection.execute("BEGIN IMMEDIATE")
-            before = connection.total_changes
-            try:
-                transaction = Transaction(connection, self._chain, self._clock)
-                yield transaction
-                if logged and connection.total_changes != before and not transaction.logged:
-                    raise StoreError("a change without an audit record was refused")
-                connection.execute("COMMIT")
-            finally:
-                if connection.in_transaction:
-                    connection.execute("ROLLBACK")
+        return Write(self, logged)
 
     def checkpoint(self) -> None:
         """Move the WAL into the file and empty it: ``secure_delete`` does not reach into the WAL."""
-        with spoken(), self._turn(), self._lent() as connection:
+        with spoken(), self.writers.alone() as connection:
             (busy, *_) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         if busy:
             raise StoreUnavailable("the WAL cannot be emptied while somebody reads: it will be tried again")
 
-    @contextmanager
-    def _lent(self) -> Iterator[sqlite3.Connection]:
-        """This thread's connection. One that failed is given up: SQLite opens what it cannot write at that moment
-        for reading only, without saying so, and it would stay so."""
+
+class Read:
+    """A reading transaction; a connection on which it failed is given up."""
+
+    __slots__ = ("_connection", "_database")
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def __enter__(self) -> sqlite3.Connection:
         try:
-            yield self.connection
-        except sqlite3.OperationalError:
-            self.close()
-            raise
+            self._connection = self._database.connection
+            self._connection.execute("BEGIN")
+        except (sqlite3.Error, OSError) as error:
+            self._give_up(error)
+            raise in_our_words(error) from error
+        return self._connection
 
-    @contextmanager
-    def _turn(self) -> Iterator[None]:
-        if not self._thread_turn.acquire(timeout=TURN_SECONDS):
-            raise StoreUnavailable("another writer does not end")
+    def __exit__(self, _type: object, error: BaseException | None, _trace: object) -> None:
+        if self._connection.in_transaction:
+            self._connection.execute("ROLLBACK")
+        if isinstance(error, (sqlite3.Error, OSError)):
+            self._give_up(error)
+            raise in_our_words(error) from error
+
+    def _give_up(self, error: Exception) -> None:
+        if isinstance(error, sqlite3.OperationalError):
+            self._database.close_reader()
+
+
+class Write:
+    """A part in a transaction: see `Database.write`. No generator: its context would cost more than the part."""
+
+    __slots__ = ("_before", "_database", "_group", "_logged", "_transaction")
+
+    def __init__(self, database: Database, logged: bool) -> None:
+        self._database = database
+        self._logged = logged
+
+    def __enter__(self) -> Transaction:
+        database = self._database
         try:
-            with turn(self.path):
-                yield
-        finally:
-            self._thread_turn.release()
+            self._group = database.writers.enter()
+        except (sqlite3.Error, OSError) as error:
+            raise in_our_words(error) from error
+        self._before = self._group.connection.total_changes
+        self._transaction = Transaction(self._group, database.chain, database.clock)
+        return self._transaction
 
+    def __exit__(self, _type: object, error: BaseException | None, _trace: object) -> None:
+        refused = error is None and self._unrecorded()
+        if refused:
+            error = StoreError("a change without an audit record was refused")
+        try:
+            self._database.writers.leave(self._group, error)
+        except (sqlite3.Error, OSError) as failure:
+            raise in_our_words(failure) from failure
+        if isinstance(error, (sqlite3.Error, OSError)):
+            raise in_our_words(error) from error
+        if refused and error is not None:
+            raise error
 
-@contextmanager
-def turn(path: Path, of: str = "turn", *, wait: bool = True) -> Iterator[bool]:
-    """Hold the lock file beside the store at ``path``: one writer among all processes.
-
-    Gives False, without the lock, when another has it and this one does not ``wait``.
-    """
-    descriptor = os.open(path.with_name(f"{path.name}.{of}"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        yield _locked(descriptor, wait)
-    finally:
-        os.close(descriptor)
-
-
-def _locked(descriptor: int, wait: bool) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-        return False
-    return True
+    def _unrecorded(self) -> bool:
+        changed = self._group.connection.total_changes != self._before
+        return self._logged and changed and not self._transaction.logged
 
 
 def connect(path: Path) -> sqlite3.Connection:
@@ -216,12 +239,17 @@ def spoken() -> Iterator[None]:
     """Raise SQLite's errors in the product's words."""
     try:
         yield
-    except sqlite3.IntegrityError as error:
-        if "illegal transition" in str(error) or "append-only" in str(error):
-            raise IllegalTransition(str(error)) from error
-        refusal = StoreTampered if "CHECK" in str(error) else StoreError  # this code writes nothing that breaks a rule
-        raise refusal(f"the store refused a row: {error}") from error
     except (sqlite3.Error, OSError) as error:
-        if str(error).startswith(_NO_TEXT):
-            raise StoreTampered("the store has a row that is no text") from error
-        raise StoreUnavailable(f"the store cannot be used now: {error}") from error
+        raise in_our_words(error) from error
+
+
+def in_our_words(error: Exception) -> StoreError:
+    """The product's error for one of SQLite or the system."""
+    if is_no_text(error):
+        return StoreTampered("the store has a row that is no text")
+    if not isinstance(error, sqlite3.IntegrityError):
+        return StoreUnavailable(f"the store cannot be used now: {error}")
+    if "illegal transition" in str(error) or "append-only" in str(error):
+        return IllegalTransition(str(error))
+    refusal = StoreTampered if "CHECK" in str(error) else StoreError  # this code writes nothing that breaks a rule
+    return refusal(f"the store refused a row: {error}")

@@ -26,7 +26,6 @@ from hsmkme.messages.bodies import (
     Granted,
     GrantedBlock,
     Hello,
-    Missing,
     Standing,
     Void,
     Voided,
@@ -35,7 +34,7 @@ from hsmkme.model import BlockName, Entry
 from hsmkme.states import BlockState, KeyState
 from hsmkme.store.accepting import Insertion, accept, given, insert_assigned
 from hsmkme.store.blocks import freeze_block
-from hsmkme.store.database import Database, Transaction, head_of
+from hsmkme.store.database import Database, Transaction
 from hsmkme.store.links import (
     OPERATOR,
     PEER_RESTORED,
@@ -145,7 +144,7 @@ class Inbox:
                 event = f"alarm.assign-{result.replace('_', '-')}" if alarm else "refused.assign"
                 facts = {"link": receipt.link_id, "result": result, "key_IDs": [str(key.key_id) for key in assign.keys]}
                 transaction.append(Entry(event, entry.actor, facts))
-            log_rows = head_of(transaction.connection)[0]
+            log_rows = transaction.head()[0]
             return _keep(transaction, receipt, Assigned(result=result, log_rows=log_rows))
 
     def void(self, receipt: Receipt, void: Void, entry: Entry) -> bytes:
@@ -174,10 +173,10 @@ class Inbox:
             transaction.append(entry.knowing(link=receipt.link_id, blocks=accepted, stale=len(results) - len(accepted)))
             return _keep(transaction, receipt, Granted.model_validate({"results": results}))
 
-    def missing(self, receipt: Receipt, missing: Missing, entry: Entry, give_up: GiveUp) -> bytes:
-        """The peer was restored and does not have these blocks any more."""
+    def give_up(self, receipt: Receipt, block_ids: list[str], entry: Entry, give_up: GiveUp) -> bytes:
+        """The peer does not have these blocks any more: it was restored, or revoked them."""
         with self._database.write(logged=False) as transaction:
-            give_up(transaction, receipt.link_id, missing.block_ids, entry)
+            give_up(transaction, receipt.link_id, block_ids, entry)
             return _keep(transaction, receipt, Done())
 
 

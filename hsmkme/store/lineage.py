@@ -33,7 +33,7 @@ class Lineages:
                 return False
             transaction.execute("UPDATE lineage SET generation = ?", (remembered.generation + 1,))
             lost = _exhaust_local_blocks(transaction)
-            facts = {"log_rows_lost": remembered.log_rows - head_of(transaction.connection)[0], "keys_void": lost}
+            facts = {"log_rows_lost": remembered.log_rows - transaction.head()[0], "keys_void": lost}
             transaction.append(entry.knowing(**facts))
             for (link_id,) in transaction.execute("SELECT link_id FROM far_end").fetchall():
                 freeze(transaction, link_id, RESTORED, Entry("link.freeze", entry.actor))

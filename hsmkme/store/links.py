@@ -12,8 +12,9 @@ from typing import Any, Final
 from hsmkme.errors import StoreError
 from hsmkme.messages.bodies import Grant, GrantedBlock, Hello, Standing, parsed
 from hsmkme.model import Entry
-from hsmkme.store.database import Database, Transaction, head_of, spoken, turn
+from hsmkme.store.database import Database, Transaction, head_of, spoken
 from hsmkme.store.outbox import OPEN, post
+from hsmkme.store.writers import turn
 
 STARTING: Final = "starting"
 """The service began and has not heard from the peer yet whether this store is an old copy."""
@@ -68,7 +69,7 @@ class Links:
     def state(self, link_id: str) -> LinkState:
         """Where a link stands; raises `StoreError` if there is none of this name."""
         with self._database.read() as connection:
-            return _state(connection, link_id)
+            return _state(connection, link_id, head_of(connection)[0])
 
     def freeze(self, link_id: str, why: str, entry: Entry) -> bool:
         """Claim nothing from a link from now on; False if it was frozen for this reason before."""
@@ -117,7 +118,7 @@ class Links:
         stands now is what the peer is told, however long it is away: what is written meanwhile makes no copy younger.
         """
         with self._database.write() as transaction:
-            rows = head_of(transaction.connection)[0]
+            rows = transaction.head()[0]
             for link_id in peer_links:
                 fresh = transaction.execute(
                     "UPDATE link SET start_sent = sent, start_rows = ? WHERE link_id = ? AND start_rows IS NULL",
@@ -202,7 +203,7 @@ def new_incarnation(now: int, before: str = "") -> str:
     return f"{max(now, int(before[:16] or '0', 16) + 1):016x}{secrets.token_hex(8)}"
 
 
-def _state(connection: Any, link_id: str) -> LinkState:
+def _state(connection: Any, link_id: str, log_rows: int) -> LinkState:
     row = connection.execute(_STANDING, (link_id,)).fetchone()
     if row is None:
         raise StoreError(f"no link {link_id} is known")
@@ -211,12 +212,12 @@ def _state(connection: Any, link_id: str) -> LinkState:
     name, peer, why, life, sent, far_life, seen, far_rows, far_ready, heard, start_sent, start_rows = row
     began = None if start_rows is None else (start_sent, start_rows)
     far = (far_life, seen, far_rows, json.loads(far_ready), heard)
-    return LinkState(name, peer, why, life, sent, *far, keys_ready, head_of(connection)[0], began)
+    return LinkState(name, peer, why, life, sent, *far, keys_ready, log_rows, began)
 
 
 def state_in(transaction: Transaction, link_id: str) -> LinkState:
     """Where a link stands, inside a transaction."""
-    return _state(transaction.connection, link_id)
+    return _state(transaction.connection, link_id, transaction.head()[0])
 
 
 def freeze(transaction: Transaction, link_id: str, why: str, entry: Entry, unless: tuple[str, ...] = ()) -> bool:

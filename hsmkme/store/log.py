@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sqlite3
+from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
+from hsmkme.errors import StoreError
 from hsmkme.model import Entry, LogRow, Seal
 from hsmkme.store.database import Database, head_of
 
@@ -18,6 +20,15 @@ class Snapshot:
     hash: bytes
     seals: list[Seal]
     rows: Iterator[LogRow]
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Texts of consecutive rows, the hash of the row before them, and the seal of the last one."""
+
+    before: bytes
+    rows: list[str]
+    seal: Seal
 
 
 class Log:
@@ -48,6 +59,15 @@ class Log:
                 found = (LogRow(row, text.decode(errors="surrogateescape"), digest) for row, text, digest in rows)
                 yield Snapshot(seq, digest, [Seal(*seal) for seal in seals], found)
 
+    def spans(self, numbers: Iterable[int]) -> list[Span]:
+        """What binds each of these rows to a seal: all rows up to it. Raises `StoreError` if there is none."""
+        spans: list[Span] = []
+        with self._database.read() as connection:
+            for seq in sorted(numbers):
+                if not spans or spans[-1].seal.seq < seq:
+                    spans.append(_span(connection, seq))
+        return spans
+
     def latest(self, count: int, event_prefix: str = "") -> list[LogRow]:
         """The last ``count`` rows whose event begins with ``event_prefix``, oldest first."""
         with self._database.read() as connection:
@@ -72,3 +92,14 @@ class Log:
                 "INSERT INTO log_seal VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
                 (seal.seq, seal.hash, seal.at, seal.signature),
             )
+
+
+def _span(connection: sqlite3.Connection, seq: int) -> Span:
+    seal = connection.execute(
+        "SELECT seq, hash, at, signature FROM log_seal WHERE seq >= ? ORDER BY seq LIMIT 1", (seq,)
+    ).fetchone()
+    if seal is None:
+        raise StoreError(f"row {seq} of the log is not sealed yet: try again in a moment")
+    rows = connection.execute("SELECT text FROM log WHERE seq BETWEEN ? AND ? ORDER BY seq", (seq, seal[0])).fetchall()
+    before = connection.execute("SELECT hash FROM log WHERE seq = ?", (seq - 1,)).fetchone()
+    return Span(before[0] if before else bytes(32), [text for (text,) in rows], Seal(*seal))

@@ -262,6 +262,8 @@ def _skip(transaction: Transaction, block_pk: int, used: int, keys: Sequence[Key
     mine, cursor, key_count, state = transaction.execute(
         "SELECT mine, next_index, key_count, state FROM block WHERE block_pk = ?", (block_pk,)
     ).fetchone()
+    if state == BlockState.RETIRED:  # nothing of it is left
+        return []
     places = [(first, count) for row in keys for pk, first, count in row.places if pk == block_pk]
     taken = {first + offset for first, count in places for offset in range(count)}
     statement = "SELECT segment FROM assigned_segment WHERE block_pk = ?"

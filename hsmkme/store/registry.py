@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 
 import sqlite_utils
 
-from hsmkme.errors import StoreError, StoreTampered
+from hsmkme.errors import StoreError
 from hsmkme.model import Entry, Link, Sae
-from hsmkme.states import EpochState
 from hsmkme.store.database import Database
 from hsmkme.store.links import new_incarnation
 
@@ -38,14 +37,13 @@ class Registry:
     def known(self) -> Known:
         """The registry as it is now. Read again only when its version is another: what any process changed, a
         revocation above all, is seen by the next request of every other."""
-        with self._database.read() as connection:
-            row = connection.execute("SELECT version FROM registry").fetchone()
-            if row is None:
-                raise StoreError("the store does not say which version its registry has: nobody can be admitted")
-            known = self._latest
-            if known.version != row[0]:
-                self._latest = known = _read(connection, row[0])
-            return known
+        row = self._database.ask("SELECT version FROM registry")
+        if row is None:
+            raise StoreError("the store does not say which version its registry has: nobody can be admitted")
+        if row[0] != self._latest.version:
+            with self._database.read() as connection:
+                self._latest = _read(connection)
+        return self._latest
 
     def add_sae(self, sae_id: str, kme_id: str, entry: Entry) -> bool:
         """Register an SAE; False if it is already registered so. Raises `StoreError` if at another KME."""
@@ -111,24 +109,9 @@ class Registry:
                 )
             )
 
-    def epochs(self) -> list[tuple[int, EpochState, str]]:
-        """Every epoch with its state and check value."""
-        with self._database.read() as connection:
-            rows = connection.execute("SELECT epoch, state, check_value FROM epoch ORDER BY epoch").fetchall()
-        if any(state not in set(EpochState) for _, state, _ in rows):
-            raise StoreTampered("the row of an epoch was tampered with: it has no state that there is")
-        return [(epoch, EpochState(state), value) for epoch, state, value in rows]
 
-    def admit_epoch(self, epoch: int, check_value: str, entry: Entry) -> None:
-        """Record a master key that a ceremony made, as the active epoch."""
-        with self._database.write() as transaction:
-            transaction.execute(
-                "INSERT INTO epoch VALUES (?, ?, ?)", (epoch, EpochState.ACTIVE.value, check_value)
-            )
-            transaction.append(entry.knowing(epoch=epoch, check_value=check_value))
-
-
-def _read(connection: sqlite3.Connection, version: int) -> Known:
+def _read(connection: sqlite3.Connection) -> Known:
+    (version,) = connection.execute("SELECT version FROM registry").fetchone()
     rows = connection.execute("SELECT sae_id, kme_id, revoked FROM sae ORDER BY sae_id")
     saes = {sae_id: Sae(sae_id, kme_id, bool(revoked)) for sae_id, kme_id, revoked in rows}
     return Known(version, saes, frozenset(connection.execute("SELECT master, slave FROM pair")))

@@ -93,10 +93,10 @@ class Views:
                 "parts": parts,
             }
 
-    def history(self, key_id: UUID) -> list[View]:
-        """Every row of the audit log that names the key, oldest first. Reads the whole log."""
+    def history(self, said: UUID | str) -> list[View]:
+        """Every row of the audit log that names a key, or has some text, oldest first. Reads the whole log."""
         with self._database.read() as connection:
-            rows = connection.execute("SELECT text FROM log WHERE instr(text, ?) ORDER BY seq", (str(key_id),))
+            rows = connection.execute("SELECT text FROM log WHERE instr(text, ?) ORDER BY seq", (str(said),))
             return [json.loads(text) for (text,) in rows]
 
     def unconfirmed(self) -> dict[str, int]:

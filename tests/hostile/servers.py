@@ -44,7 +44,6 @@ def serving(
     demo: Demo,
     *,
     workers: int = 1,
-    threads: int = 8,
     files: int = 0,
     options: Mapping[str, int] | None = None,
     more: str = "",
@@ -53,7 +52,7 @@ def serving(
     port = free_port()
     config = demo.config.with_name(f"set-up-{port}.toml")
     text = demo.config.read_text().replace(str(demo.port), str(port))
-    config.write_text(text.replace("workers = 2", f"workers = {workers}\nthreads = {threads}") + more)
+    config.write_text(text.replace("workers = 2", f"workers = {workers}") + more)
     log = config.with_suffix(".log")
     with log.open("wb") as output:
         command = [sys.executable, str(_PROGRAM), str(config), json.dumps(options or {}), str(files)]

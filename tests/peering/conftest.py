@@ -2,46 +2,25 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from hsmkme.hsm import Token, TokenAddress
-from tests.conftest import PIN, FakeClock
+from tests.conftest import FakeClock
 from tests.peering.pair import Pair, PeerPapers
-
-_BRING_LINK_KEYS = """
-import sys, time
-from pathlib import Path
-from hsmkme.ceremony import steps
-from hsmkme.ceremony.transcript import Transcript
-from hsmkme.hsm import TokenAddress, load_profile
-from hsmkme.model import KeyMaterial
-label, conf, pin, first, *links = sys.argv[1:]
-profile = load_profile("softhsm-2.6")
-address = TokenAddress(profile, Path(profile.module), label, softhsm_conf=Path(conf))
-for link in links:
-    transcript = Transcript(Path(conf).parent / f"{label}-{link}.jsonl", time.time)
-    value = KeyMaterial(bytes(range(int(first), int(first) + 32)))
-    steps.link(address, lambda: pin, link, [value], transcript)
-"""
+from tests.tokens import PIN, bring_link_keys
 
 LINKS = ("far", "other")
 
 
-def _with_link_keys(made: TokenAddress, first: int) -> TokenAddress:
-    command = [sys.executable, "-c", _BRING_LINK_KEYS, made.label, str(made.softhsm_conf), PIN, str(first), *LINKS]
-    subprocess.run(command, check=True)
-    return made
-
-
 @pytest.fixture(scope="session")
-def both_address(make_token: Callable[[], TokenAddress]) -> TokenAddress:
+def both_address(make_token: Callable[[], TokenAddress], softhsm: Path) -> TokenAddress:
     """A token with the keys of two links, which stands for those of both ends: their link keys are the same."""
-    return _with_link_keys(make_token(), 0)
+    made = make_token()
+    bring_link_keys(made, softhsm, 0, *LINKS)
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -52,9 +31,11 @@ def both(both_address: TokenAddress) -> Iterator[Token]:
 
 
 @pytest.fixture(scope="session")
-def wrong_address(make_token: Callable[[], TokenAddress]) -> TokenAddress:
+def wrong_address(make_token: Callable[[], TokenAddress], softhsm: Path) -> TokenAddress:
     """A token whose link keys are others."""
-    return _with_link_keys(make_token(), 1)
+    made = make_token()
+    bring_link_keys(made, softhsm, 1, *LINKS)
+    return made
 
 
 @pytest.fixture(scope="session")

@@ -156,7 +156,7 @@ def _end(kme_id: str, links: list[Link], directory: Path, token: Token, clock: F
     path = directory / f"{kme_id}.sqlite"
     migrate(path)
     store = Store(path, AuditChain(), clock)
-    store.registry.admit_epoch(1, token.check_value(1), Entry("epoch.activate", "test"))
+    store.epochs.admit(1, token.check_value(1), Entry("epoch.activate", "test"))
     store.registry.admit_links(links, Entry("link.admit", "test"))
     for sae_id, serving in SERVED.items():
         store.registry.add_sae(sae_id, serving, Entry("sae.add", "test"))

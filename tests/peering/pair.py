@@ -136,7 +136,7 @@ class End:
         if not self.path.exists():
             migrate(self.path)
             store = Store(self.path, AuditChain(), self.clock)
-            store.registry.admit_epoch(1, self.token.check_value(1), Entry("epoch.activate", "ceremony"))
+            store.epochs.admit(1, self.token.check_value(1), Entry("epoch.activate", "ceremony"))
             for sae, kme in SAES.items():
                 store.registry.add_sae(sae, kme, Entry("sae.add", "test"))
             for master, slave in itertools.permutations(SAES, 2):

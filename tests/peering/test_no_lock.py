@@ -18,7 +18,9 @@ def check_nothing_is_held(end: End, token: Token, patience: float = 30) -> None:
     """Seen from the thread that waits, and from another one, which gets what it asks within ``patience`` seconds."""
     database = end.store._database
     assert not database.connection.in_transaction
-    assert not database._thread_turn.locked()
+    assert database.writers._group is None
+    assert database.writers._places.take(0)
+    database.writers._places.give_back()
     turn = os.open(end.path.with_name(end.path.name + ".turn"), os.O_RDWR | os.O_CREAT)
     try:
         fcntl.flock(turn, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -68,9 +68,9 @@ class Devices(threading.Thread):
         for _ in range(TRIES):
             with self._site.turn:
                 done = self._site.command(kme, "simulate", *flags)
-            if done.returncode == 0:
+            if done.status == 0:
                 return
-        self.faults.append(f"{kme.kme_id}: no deposit on {link_id}: {done.stderr.strip()[-300:]}")
+        self.faults.append(f"{kme.kme_id}: no deposit on {link_id}: {done.err.strip()[-300:]}")
 
 
 def _device(kme: DemoKme, link_id: str) -> str:

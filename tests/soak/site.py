@@ -16,6 +16,7 @@ from typing import Any
 from hsmkme.demo.kme import DemoKme, program
 from hsmkme.demo.readiness import wait_until_ready
 from hsmkme.demo.world import World
+from tests.processes import Done, hsmkme
 from tests.soak.relay import Relay
 from tests.world import Demo, children_of, free_ports
 
@@ -96,16 +97,15 @@ class Site:
                         self.faults.append(f"{kme.kme_id}: {command} ended by itself with status {process.returncode}")
                         self.start(kme, command)
 
-    def command(self, kme: DemoKme, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    def command(self, kme: DemoKme, *arguments: str | Path) -> Done:
         """Give a command to a KME, as an operator does."""
-        line = [*program(kme.config_path), *arguments]
-        return subprocess.run(line, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300, check=False)
+        return hsmkme("--config", kme.config_path, *arguments)
 
     def told(self, kme: DemoKme, *arguments: str | Path) -> str:
         """The output of a command that must succeed."""
         done = self.command(kme, *arguments)
-        assert done.returncode == 0, (kme.kme_id, arguments, done.stderr)
-        return done.stdout
+        assert done.status == 0, (kme.kme_id, arguments, done.err)
+        return done.out
 
     def all_run(self) -> bool:
         return all(process.poll() is None for process in self._running.values())

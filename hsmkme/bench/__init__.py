@@ -1,0 +1,1 @@
+"""What a KME costs on the machine it runs on, beside what an empty Flask endpoint costs there."""

@@ -1,0 +1,81 @@
+"""A compromise: what may be known to others is never delivered, and who has some of it is told.
+
+Blocks end first, in every process and at the peer; then what was claimed of them and not delivered is burnt; then what
+is left of them is erased. A revocation that was killed is given again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from uuid import UUID
+
+from hsmkme.errors import StoreError
+from hsmkme.model import Entry, Relation
+from hsmkme.rotation import Rotation
+from hsmkme.store import Scope, Store, Touched
+
+Ended = Callable[[int], object]
+"""Called with the number of blocks that were ended since it was called last."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How many blocks were ended, how many claimed keys burnt, and the keys that parties have, by relation."""
+
+    blocks: int
+    burnt: int
+    delivered: dict[Relation, list[UUID]]
+
+
+class Revocation:
+    """The verbs of an officer, ``actor``, who gives a ``reason``."""
+
+    def __init__(self, store: Store, actor: str, reason: str) -> None:
+        self._store = store
+        self._actor = actor
+        self._reason = reason
+
+    def blocks(self, scope: Scope, ended: Ended = lambda _: None) -> Outcome:
+        """Revoke the blocks that are meant; raises `StoreError` if there are none.
+
+        Order of what is durable: blocks ended and their peers told; claimed keys void and erased; blocks erased.
+        """
+        meant = self._store.revoking.blocks(scope)
+        if not meant:
+            raise StoreError("no block is meant by that: nothing was revoked")
+        entry, count = self._entry("block.revoke"), 0
+        while found := self._store.revoking.end(scope, entry):
+            count += found
+            ended(found)
+        touched = self._store.revoking.burn(self._store.revoking.keys_of_blocks(scope), entry, tell=False)
+        self._store.revoking.wipe(scope)
+        return _outcome(count, touched)
+
+    def sae(self, sae_id: str) -> Outcome:
+        """Refuse every later request of an SAE, and burn what was not delivered to everyone in its relations."""
+        entry = self._entry("sae.revoke")
+        self._store.registry.revoke_sae(sae_id, entry)
+        return _outcome(0, self._store.revoking.burn(self._store.revoking.keys_of_sae(sae_id), entry, tell=True))
+
+    def epoch(self, number: int, rotation: Rotation, ended: Ended = lambda _: None) -> Outcome:
+        """Revoke every block whose key was ever wrapped under an epoch, and destroy its master key.
+
+        Order of what is durable: the epoch compromised, another one active if need be; then as for blocks and `shred`.
+        """
+        rotation.compromise(number, because=self._reason)
+        scope = Scope(epoch=number)
+        outcome = self.blocks(scope, ended) if self._store.revoking.blocks(scope) else Outcome(0, 0, {})
+        rotation.shred(number)
+        return outcome
+
+    def _entry(self, event: str) -> Entry:
+        return Entry(event, self._actor, {"reason": self._reason})
+
+
+def _outcome(blocks: int, touched: Sequence[Touched]) -> Outcome:
+    delivered: dict[Relation, list[UUID]] = {}
+    for one in touched:
+        if one.delivered:
+            delivered.setdefault(one.relation, []).extend(one.delivered)
+    return Outcome(blocks, sum(len(one.burnt) for one in touched), delivered)

@@ -1,0 +1,207 @@
+"""The master key over time: a new epoch is opened, block keys move to it, the old one is destroyed and that is proved.
+
+For officers and upkeep alone: what serves never imports this module, and its sessions could do nothing of it. Every
+verb may be killed at any line and is simply done again; the order of what is durable is in each docstring.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Final
+
+from hsmkme.config import EpochsSection
+from hsmkme.errors import OperatorFault, RecordFault, StoreError, StoreUnavailable
+from hsmkme.hsm.masters import MasterKeys
+from hsmkme.hsm.rewrapping import Rewrapping
+from hsmkme.hsm.token import Token
+from hsmkme.model import BlockSeal, Clock, Entry
+from hsmkme.states import EpochState
+from hsmkme.store import Epoch, Store
+
+log = logging.getLogger(__name__)
+
+BATCH: Final = 64
+"""Blocks that are rewrapped in one turn of the token and one commit."""
+
+_DRAINED: Final = (EpochState.COMPROMISED, EpochState.DEACTIVATED)
+"""States of epochs whose blocks move away, the most urgent first."""
+
+Moved = Callable[[int], object]
+"""Called with how many blocks were looked at since it was called last."""
+
+
+class Rotation:
+    """Makes, drains and destroys the epochs of one KME; ``actor`` is who does so, for the log."""
+
+    def __init__(self, token: Token, store: Store, clock: Clock, actor: str) -> None:
+        self._token = token
+        self._masters = MasterKeys(token.runner)
+        self._rewrapping = Rewrapping(token.runner)
+        self._store = store
+        self._clock = clock
+        self._actor = actor
+        self._after: dict[int, int] = {}
+
+    def rotate(self, *, because: str, before: EpochState = EpochState.DEACTIVATED) -> int:
+        """Open the next epoch: what is deposited from now on goes under it. Returns its number.
+
+        Order of what is durable: master key in the token; its row; one commit in which it becomes active and the one
+        before becomes what ``before`` says. One that an interrupted rotation left prepared is the next.
+        """
+        with self._store.epochs.turn():
+            return self._rotate(because, before)
+
+    def _rotate(self, because: str, before: EpochState = EpochState.DEACTIVATED) -> int:
+        epoch = self._prepared()
+        self._token.prove(epoch)
+        self._store.epochs.activate(epoch, self._entry("epoch.activate", because=because), before=before)
+        return epoch
+
+    def compromise(self, epoch: int, *, because: str) -> None:
+        """Somebody may have the master key of ``epoch``: nothing goes under it any more, and it ends before others."""
+        match self._epoch(epoch).state:
+            case EpochState.ACTIVE:
+                self.rotate(because=because, before=EpochState.COMPROMISED)
+            case EpochState.DESTROYED | EpochState.COMPROMISED:
+                pass
+            case _:
+                self._store.epochs.compromise(epoch, self._entry("epoch.compromise", reason=because))
+
+    def _prepared(self) -> int:
+        epochs = self._store.epochs.all()
+        for epoch in epochs:
+            if epoch.state is EpochState.PREACTIVATION:
+                if self._token.check_value(epoch.number) != epoch.check_value:
+                    raise OperatorFault(f"master/{epoch.number} of this token is not the key that was prepared")
+                return epoch.number
+        number = max(epoch.number for epoch in epochs) + 1
+        self._store.epochs.prepare(number, self._masters.make(number), self._entry("epoch.make"))
+        return number
+
+    def rewrap(self, epoch: int, moved: Moved = lambda _: None) -> None:
+        """Move every live block of ``epoch`` to the active one. Each batch is a commit; what moved stays moved."""
+        self._draining(epoch)
+        self._after.pop(epoch, None)
+        while found := self.rewrap_some(epoch, BATCH):
+            moved(found)
+
+    def rewrap_some(self, epoch: int, limit: int) -> int:
+        """Move some live blocks of ``epoch``, going on where the last call ended; returns how many were looked at.
+
+        0: it came to the end, and begins anew with the next call. Durable: one commit with the blocks' rows and an
+        audit row; an alarm for each block whose key does not unwrap, which is quarantined and stays.
+        """
+        blocks = self._store.epochs.under(epoch, self._after.get(epoch, 0), limit)
+        if not blocks:
+            self._after.pop(epoch, None)
+            return 0
+        active = self._store.epochs.active()
+        result = self._rewrapping.rewrap([seal for _, seal in blocks], active)
+        if result.done:
+            self._store.epochs.rewrapped(result.done, active, self._entry("block.rewrap"))
+        if result.bad:
+            self._token.prove(epoch)  # raises if it is the device that fails
+            self._quarantine(result.bad)
+        self._after[epoch] = blocks[-1][0]
+        return len(blocks)
+
+    def shred(self, epoch: int) -> bool:
+        """Destroy the master key of ``epoch``, under which nothing is any more, and prove it; False if it was before.
+
+        Order of what is durable: one commit by which the store gives the epoch up, and refuses to while a live block is
+        under it; the master key in the token; one commit that says what was proved, of which blocks.
+        """
+        with self._store.epochs.turn():
+            return self._shred(epoch)
+
+    def _shred(self, epoch: int) -> bool:
+        found = self._draining(epoch)
+        if found.proved:
+            return False
+        if found.state is not EpochState.DESTROYED:
+            self._require_empty(epoch)
+            self._store.epochs.destroy(epoch, self._masters.witness(epoch), self._entry("epoch.give-up"))
+        witness = self._epoch(epoch).witness
+        if witness is None:
+            raise StoreError(f"epoch {epoch} is destroyed and has no witness: its row was tampered with")
+        self._masters.destroy(epoch)
+        others = self._masters.prove_destroyed(epoch, witness)
+        self._token.prove(self._store.epochs.active())  # what was not found was looked for in a token that works
+        proof = {"check_value": found.check_value, "sessions": "object gone", "other_masters_refuse": others}
+        self._store.epochs.prove(epoch, self._entry("epoch.destroy", **proof))
+        self._scrub()
+        return True
+
+    def keep(self, settings: EpochsSection) -> None:
+        """A second's worth of what is due, for upkeep: rotate by time or number, rewrap some, shred what is empty.
+
+        Nothing while an officer does such a thing.
+        """
+        with self._store.epochs.turn(wait=False) as taken:
+            if taken:
+                self._keep(settings)
+
+    def _keep(self, settings: EpochsSection) -> None:
+        epochs = self._store.epochs.all()
+        active = next((epoch for epoch in epochs if epoch.state is EpochState.ACTIVE), None)
+        if active is None:
+            raise StoreError("no epoch is active: `hsmkme epoch rotate` opens one")
+        age, wraps = self._clock() - active.since, active.wraps
+        if 0 < settings.rotate_seconds <= age or 0 < settings.rotate_blocks <= wraps:
+            self._rotate("schedule")
+            return
+        for epoch in _in_order(epochs):
+            if epoch.state in _DRAINED and self._store.epochs.under(epoch.number, 0, 1):
+                left = settings.rewrap_per_second
+                while left > 0 and (found := self.rewrap_some(epoch.number, min(left, BATCH))):
+                    left -= found
+            else:
+                self._shred(epoch.number)
+
+    def _draining(self, number: int) -> Epoch:
+        """An epoch that is on its way out; raises `StoreError` for another."""
+        epoch = self._epoch(number)
+        if epoch.state not in (*_DRAINED, EpochState.DESTROYED):
+            raise StoreError(f"epoch {number} is {epoch.state}: `hsmkme epoch rotate` opens the one after it first")
+        return epoch
+
+    def _epoch(self, number: int) -> Epoch:
+        for epoch in self._store.epochs.all():
+            if epoch.number == number:
+                return epoch
+        raise StoreError(f"there is no epoch {number}: see `hsmkme epoch list`")
+
+    def _require_empty(self, epoch: int) -> None:
+        live = self._store.epochs.live(epoch)
+        if not live:
+            return
+        frozen = live.pop("frozen", 0)
+        if live:
+            raise StoreError(f"{sum(live.values())} live blocks are under epoch {epoch}: `hsmkme epoch rewrap {epoch}`")
+        raise StoreError(
+            f"{frozen} blocks in quarantine are under epoch {epoch} and do not unwrap: find out who altered them, then "
+            "give them up by `hsmkme revoke --block`"
+        )
+
+    def _quarantine(self, bad: list[BlockSeal]) -> None:
+        for seal in bad:
+            fault = RecordFault(seal.name.link_id, seal.name.block_id)
+            if self._store.blocks.freeze(seal.name, Entry("alarm.block-tampered", self._actor)):
+                log.error("ALARM %s: quarantined", fault)
+
+    def _entry(self, event: str, **facts: object) -> Entry:
+        return Entry(event, self._actor, facts)
+
+    def _scrub(self) -> None:
+        """Empty the WAL, where old wrapped keys may be; upkeep does it again if somebody reads just now."""
+        try:
+            self._store.checkpoint()
+        except StoreUnavailable as error:
+            log.info("%s", error)
+
+
+def _in_order(epochs: list[Epoch]) -> list[Epoch]:
+    """Epochs that are on their way out and not proved to be gone: compromised ones first, then the oldest."""
+    leaving = (e for e in epochs if e.state in _DRAINED or (e.state is EpochState.DESTROYED and not e.proved))
+    return sorted(leaving, key=lambda epoch: (epoch.state is not EpochState.COMPROMISED, epoch.number))

@@ -1,0 +1,208 @@
+"""Epochs of the master key: which is active, what is under each, and how one ends. Each verb is one transaction.
+
+The database itself refuses a block under an epoch that is not active, and to end an epoch under which a live block is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from hsmkme.errors import StoreError, StoreTampered
+from hsmkme.model import BlockName, BlockSeal, Entry, SealedKey
+from hsmkme.states import EpochState
+from hsmkme.store.database import Database, Transaction, spoken
+from hsmkme.store.writers import turn
+
+NAMES_MOST: Final = 500
+"""How many blocks one row of the log names."""
+
+
+@dataclass(frozen=True, slots=True)
+class Epoch:
+    """One generation of the master key. ``since``: when it became active, 0 if it did not. ``wraps``: block keys that
+    were ever wrapped under it. ``proved``: the token showed that its master key is gone."""
+
+    number: int
+    state: EpochState
+    check_value: str
+    since: int
+    wraps: int
+    witness: bytes | None = field(repr=False)
+    proved: bool
+
+
+class Epochs:
+    """The epochs of this store."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def all(self) -> list[Epoch]:
+        """Every epoch, the first one first."""
+        with self._database.read() as connection:
+            rows = connection.execute(
+                "SELECT epoch, state, check_value, since, wraps, witness, proved FROM epoch ORDER BY epoch"
+            ).fetchall()
+        if any(state not in set(EpochState) for _, state, *_ in rows):
+            raise StoreTampered("the row of an epoch was tampered with: it has no state that there is")
+        return [
+            Epoch(number, EpochState(state), check_value, since, wraps, witness, bool(proved))
+            for number, state, check_value, since, wraps, witness, proved in rows
+        ]
+
+    def live(self, epoch: int) -> dict[str, int]:
+        """How many blocks in which state are under an epoch; retired ones are not counted."""
+        with self._database.read() as connection:
+            return dict(
+                connection.execute(
+                    "SELECT state, count(*) FROM block WHERE epoch = ? AND state <> 'retired' GROUP BY state", (epoch,)
+                ).fetchall()
+            )
+
+    def active(self) -> int:
+        """The epoch under which blocks are sealed."""
+        with self._database.read() as connection:
+            row = connection.execute("SELECT epoch FROM epoch WHERE state = 'active'").fetchone()
+        if row is None:
+            raise StoreError("the store knows no active master key: hold a first ceremony (ops/ceremonies.md)")
+        return int(row[0])
+
+    def usable(self) -> frozenset[int]:
+        """The epochs that are not destroyed."""
+        with self._database.read() as connection:
+            rows = connection.execute("SELECT epoch FROM epoch WHERE state <> 'destroyed'")
+            return frozenset(epoch for (epoch,) in rows)
+
+    @contextmanager
+    def turn(self, *, wait: bool = True) -> Iterator[bool]:
+        """Make, activate and destroy epochs as the only process that does so now; False if another does."""
+        with spoken(), turn(self._database.path, "epochs.turn", wait=wait) as taken:
+            yield taken
+
+    def admit(self, epoch: int, check_value: str, entry: Entry) -> None:
+        """Record the first master key, which a ceremony made, as the active epoch."""
+        with self._database.write() as transaction:
+            _insert(transaction, epoch, check_value)
+            _activate(transaction, epoch)
+            transaction.append(entry.knowing(epoch=epoch, check_value=check_value))
+
+    def prepare(self, epoch: int, check_value: str, entry: Entry) -> None:
+        """Record a master key that is in the token and nothing is under yet."""
+        with self._database.write() as transaction:
+            _insert(transaction, epoch, check_value)
+            transaction.append(entry.knowing(epoch=epoch, check_value=check_value))
+
+    def activate(self, epoch: int, entry: Entry, *, before: EpochState = EpochState.DEACTIVATED) -> None:
+        """Let blocks go under ``epoch`` from now on; the one that was active becomes what ``before`` says."""
+        with self._database.write() as transaction:
+            ended = transaction.execute(
+                "UPDATE epoch SET state = ? WHERE state = 'active' AND epoch <> ? RETURNING epoch", (before, epoch)
+            ).fetchall()
+            _activate(transaction, epoch)
+            transaction.append(entry.knowing(epoch=epoch, before=[number for (number,) in ended], becomes=str(before)))
+
+    def compromise(self, epoch: int, entry: Entry) -> bool:
+        """Mark an epoch that is not active as compromised; False if it was, or is destroyed."""
+        with self._database.write() as transaction:
+            moved = transaction.execute(
+                "UPDATE epoch SET state = 'compromised' WHERE epoch = ? AND state NOT IN ('compromised', 'destroyed')",
+                (epoch,),
+            )
+            if moved.rowcount:
+                transaction.append(entry.knowing(epoch=epoch))
+            return bool(moved.rowcount)
+
+    # Rewrapping -------------------------------------------------------------------------------------
+
+    def under(self, epoch: int, after: int, limit: int) -> list[tuple[int, BlockSeal]]:
+        """Live blocks under an epoch, by their number in the store, the first of them after ``after``."""
+        with self._database.read() as connection:
+            rows = connection.execute(
+                "SELECT block_pk, link_id, block_id, key_bits, wrapped FROM block"
+                " WHERE epoch = ? AND state <> 'retired' AND block_pk > ? ORDER BY block_pk LIMIT ?",
+                (epoch, after, limit),
+            ).fetchall()
+        return [(pk, BlockSeal(BlockName(link, name), epoch, bits, wrapped)) for pk, link, name, bits, wrapped in rows]
+
+    def rewrapped(self, moved: Sequence[tuple[BlockSeal, bytes]], epoch: int, entry: Entry) -> int:
+        """Keep block keys as they are wrapped under ``epoch`` now; returns how many blocks that moved.
+
+        Writes, in one commit: epoch and wrapped key of each block that is still as it was read, audit row.
+        """
+        with self._database.write() as transaction:
+            done = [seal for seal, wrapped in moved if _move(transaction, seal, wrapped, epoch)]
+            for old in sorted({seal.epoch for seal in done}):
+                names = [_named(seal.name) for seal in done if seal.epoch == old]
+                transaction.append(Entry(entry.event, entry.actor, {"from": old, "to": epoch, "blocks": names}))
+            return len(done)
+
+    def renewed(self, keys: Sequence[SealedKey]) -> list[SealedKey]:
+        """The same keys with the seals that their blocks have by now."""
+        seals = {part.block for key in keys for part in key.parts}
+        with self._database.read() as connection:
+            now = {
+                seal: connection.execute(
+                    "SELECT epoch, wrapped FROM block WHERE link_id = ? AND block_id = ?",
+                    (seal.name.link_id, seal.name.block_id),
+                ).fetchone()
+                for seal in seals
+            }
+        fresh = {seal: replace(seal, epoch=row[0], wrapped=row[1]) if row else seal for seal, row in now.items()}
+        return [replace(key, parts=tuple(replace(p, block=fresh[p.block]) for p in key.parts)) for key in keys]
+
+    # The end ----------------------------------------------------------------------------------------
+
+    def destroy(self, epoch: int, witness: bytes, entry: Entry) -> None:
+        """Give an epoch up, before its master key is destroyed.
+
+        Raises `IllegalTransition` while a live block is under it. Writes, in one commit: state, witness, audit row.
+        """
+        with self._database.write() as transaction:
+            transaction.execute("UPDATE epoch SET state = 'destroyed', witness = ? WHERE epoch = ?", (witness, epoch))
+            transaction.append(entry.knowing(epoch=epoch))
+
+    def prove(self, epoch: int, entry: Entry) -> None:
+        """The token showed that the master key of a destroyed epoch is gone.
+
+        Writes, in one commit: the epoch's row, audit rows that name the blocks whose keys were wrapped under it last,
+        audit row. Does nothing if it was proved before.
+        """
+        with self._database.write() as transaction:
+            proved = transaction.execute("UPDATE epoch SET proved = 1 WHERE epoch = ? AND proved = 0", (epoch,))
+            if not proved.rowcount:
+                return
+            rows = transaction.execute(
+                "SELECT link_id, block_id FROM block WHERE epoch = ? AND state = 'retired' ORDER BY block_pk", (epoch,)
+            ).fetchall()
+            names = [_named(BlockName(*row)) for row in rows]
+            for start in range(0, len(names), NAMES_MOST):
+                facts = {"epoch": epoch, "blocks": names[start : start + NAMES_MOST]}
+                transaction.append(Entry("block.destroy", entry.actor, facts))
+            transaction.append(entry.knowing(epoch=epoch, blocks=len(names)))
+
+
+def _insert(transaction: Transaction, epoch: int, check_value: str) -> None:
+    transaction.execute(
+        "INSERT INTO epoch (epoch, state, check_value) VALUES (?, ?, ?)",
+        (epoch, EpochState.PREACTIVATION.value, check_value),
+    )
+
+
+def _activate(transaction: Transaction, epoch: int) -> None:
+    transaction.execute("UPDATE epoch SET state = 'active', since = ? WHERE epoch = ?", (transaction.now(), epoch))
+
+
+def _move(transaction: Transaction, seal: BlockSeal, wrapped: bytes, epoch: int) -> bool:
+    moved = transaction.execute(
+        "UPDATE block SET epoch = ?, wrapped = ? WHERE link_id = ? AND block_id = ? AND epoch = ? AND wrapped = ?"
+        " AND state <> 'retired'",
+        (epoch, wrapped, seal.name.link_id, seal.name.block_id, seal.epoch, seal.wrapped),
+    )
+    return bool(moved.rowcount)
+
+
+def _named(name: BlockName) -> str:
+    return f"{name.link_id}/{name.block_id}"
