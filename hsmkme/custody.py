@@ -24,7 +24,7 @@ from hsmkme.audit import (
     timestamp,
 )
 from hsmkme.epochs import Epochs
-from hsmkme.errors import AuditBroken, OperatorFault, RecordFault, StoreError, StoreTampered, TokenError
+from hsmkme.errors import AuditBroken, OperatorFault, RecordFault, StoreError, TokenError
 from hsmkme.hsm.token import Token
 from hsmkme.messages.bodies import Body, Carry, KeyReport
 from hsmkme.model import (
@@ -58,7 +58,7 @@ class Custody:
         self._take_notes()
         try:
             self._epochs = Epochs(token, store, clock)
-        except (OperatorFault, StoreTampered) as fault:
+        except (OperatorFault, StoreError) as fault:
             with suppress(TokenError):
                 token.anchored()  # a token that lost sight of everything blames no row
                 self._alarm_of_epochs(str(fault))
