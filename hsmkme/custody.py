@@ -9,23 +9,15 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from uuid import UUID
 
-from hsmkme.audit import (
-    export_digest,
-    export_header,
-    export_lines,
-    receipt_digest,
-    seal_digest,
-    signed_header,
-    timestamp,
-)
 from hsmkme.epochs import Epochs
-from hsmkme.errors import AuditBroken, OperatorFault, RecordFault, StoreError, StoreTampered, TokenError
+from hsmkme.errors import OperatorFault, RecordFault, StoreError, StoreTampered, TokenError
 from hsmkme.hsm.token import Token
+from hsmkme.logbook import Logbook
 from hsmkme.messages.bodies import Body, Carry, KeyReport
 from hsmkme.model import (
     BlockName,
@@ -36,7 +28,6 @@ from hsmkme.model import (
     OpenKey,
     RawBlock,
     Retry,
-    Seal,
     SealedBlock,
     SealedKey,
 )
@@ -52,7 +43,7 @@ class Custody:
     def __init__(self, token: Token, store: Store, clock: Clock) -> None:
         self._token = token
         self._store = store
-        self._clock = clock
+        self.logbook = Logbook(token, store, clock)
         self._sound = store.examining.sound
         store.seal_rows(token.row_key())
         self._take_notes()
@@ -276,47 +267,6 @@ class Custody:
         except StoreError:  # the row breaks rules of its table too
             self._store.examining.examine(actor)
 
-    def seal_log(self) -> Seal | None:
-        """Sign the last row of the log; None if it is sealed already.
-
-        Durable writes: one commit with the seal, after the signature.
-        """
-        seq, row = self._store.log.head()
-        last = self._store.log.last_seal()
-        if last is not None and last.seq > seq:
-            raise _cut(last.seq, seq)
-        if seq == 0 or (last is not None and last.seq == seq):
-            return None
-        signature = self._token.sign(seal_digest(seq, row))
-        seal = Seal(seq, row, timestamp(self._clock()), signature)
-        self._store.log.add_seal(seal)
-        return seal
-
-    def export_log(self, kme_id: str) -> Iterator[str]:
-        """The lines of an export of the audit log, its header signed by the token. Reads only.
-
-        Raises `AuditBroken` if a sealed row is gone from the end.
-        """
-        with self._store.log.snapshot() as log_now:
-            if log_now.seals and log_now.seals[-1].seq > log_now.seq:
-                raise _cut(log_now.seals[-1].seq, log_now.seq)
-            header = export_header(kme_id, log_now.seq, log_now.hash, timestamp(self._clock()))
-            yield signed_header(header, self._token.sign(export_digest(header)))
-            yield from export_lines(log_now.rows, log_now.seals)
-
-    def sign_receipt(self, text: str) -> bytes:
-        """The token's signature over a receipt; every row that is in the log by now is sealed."""
-        self.seal_log()
-        return self._token.sign(receipt_digest(text))
-
     def block_id_of(self, block: RawBlock) -> str:
         """A block id for bytes that came without one: the same bytes get the same id, at this KME only."""
         return self._token.digest(block)[:16].hex()
-
-    def audit_public_key(self) -> bytes:
-        """The key that verifies seals, PEM."""
-        return self._token.audit_public_key()
-
-
-def _cut(sealed: int, last: int) -> AuditBroken:
-    return AuditBroken(f"the log was cut: row {sealed} was sealed and row {last} is the last", last + 1)

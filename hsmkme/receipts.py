@@ -79,7 +79,7 @@ class Receipts:
         numbers = sorted({int(row["seq"]) for row in rows})
         at = timestamp(self._clock())
         text = canonical({"kme": self._kme_id, "at": at, "version": 1, "subject": subject, "rows": numbers})
-        signature = self._custody.sign_receipt(text)
+        signature = self._custody.logbook.sign_receipt(text)
         spans = [_shown(span) for span in self._store.log.spans(numbers)]
         return json.dumps({"receipt": text, "signature": _base64(signature), "spans": spans})
 

@@ -82,7 +82,7 @@ class Upkeep:
         unsealed = self._store.log.head()[0] - (last.seq if last else 0)
         waited = self._clock() - self._sealed_at
         if unsealed >= self._config.audit.seal_rows or (unsealed and waited >= self._config.audit.seal_seconds):
-            self._custody.seal_log()
+            self._custody.logbook.seal()
             self._sealed_at = self._clock()
 
     def anchor(self) -> None:

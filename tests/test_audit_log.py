@@ -59,7 +59,7 @@ def _operate(site: Site) -> None:
     for sae_id in ODD_SAES:
         store.registry.add_sae(sae_id, "kme-1", Entry("sae.add", f"operator:{sae_id}"))
     store.registry.allow(ODD_SAES[0], ODD_SAES[1], Entry("pair.allow", "operator"))
-    assert custody.seal_log()
+    assert custody.logbook.seal()
     for number in range(3):
         raw = RawBlock(BlockName("local", f"block-{number}"), 256, KeyMaterial(bytes([number]) * 128))
         custody.deposit([raw], BlockState.READY, 1000, "device")
@@ -70,7 +70,7 @@ def _operate(site: Site) -> None:
     for slave in relation.slaves:
         custody.collect(slave, keys[:1], f"sae:{slave}")
     custody.release(Demand(relation, "kme-1", 512, demand_for(1, 512).key_ids), "sae:master")
-    assert custody.seal_log()
+    assert custody.logbook.seal()
     store.keys.void([keys[1].key_id], Entry("key.void", "kme"))
     store.keys.expire(int(clock()) + 1, Entry("key.expire", "upkeep"))
     store.registry.revoke_sae(ODD_SAES[3], Entry("sae.revoke", "operator"))
@@ -202,7 +202,7 @@ def _export_of(token: Token, store: Store) -> list[str]:
         "DROP TRIGGER log_is_kept; DELETE FROM log; UPDATE log_head SET seq = 0, hash = zeroblob(32);"
     )
     connection.close()
-    return list(custody.export_log("kme-1"))
+    return list(custody.logbook.export("kme-1"))
 
 
 # The database was changed -------------------------------------------------------------------------------
@@ -490,7 +490,7 @@ def _resigned(lines: Lines, key: ec.EllipticCurvePrivateKey) -> Lines:
 def sealing(site: Site, clock: FakeClock) -> Iterator[tuple[Upkeep, Store]]:
     """Upkeep that seals after 5 rows or 10 seconds, on a log that is sealed through its last row."""
     store, custody = site.open(clock)
-    custody.seal_log()
+    custody.logbook.seal()
     yield Upkeep(configuration.load(site.config), custody, store, clock, lambda _: None), store
     store.close()
 
@@ -526,7 +526,7 @@ def test_nothing_is_sealed_twice(sealing: tuple[Upkeep, Store], clock: FakeClock
     with store.log.snapshot() as snapshot:
         assert [seal.seq for seal in snapshot.seals] == [*SEALED, ROWS]
     _, custody = site.open(clock)
-    assert custody.seal_log() is None
+    assert custody.logbook.seal() is None
 
 
 def test_a_log_that_was_cut_is_not_sealed_over(sealing: tuple[Upkeep, Store], site: Site, clock: FakeClock) -> None:
@@ -534,7 +534,7 @@ def test_a_log_that_was_cut_is_not_sealed_over(sealing: tuple[Upkeep, Store], si
     attack_store(site, "DELETE FROM log WHERE seq > 15", _HEAD)
     _, custody = site.open(clock)
     with pytest.raises(AuditBroken, match="row 20 was sealed and row 15 is the last"):
-        custody.seal_log()
+        custody.logbook.seal()
     for _ in range(10):
         store.log.append(Entry("event", "tester"))
     clock.now += 100

@@ -61,7 +61,7 @@ def live_through(kme: Kme, *, seal: bool = False) -> str:
     claimed = kme.fetch(1)
     kme.turn_over()
     if seal:
-        kme.custody.seal_log()
+        kme.custody.logbook.seal()
     kme.collect(claimed)
     kme.collect(kme.fetch(KEYS - 1))
     kme.turn_over()

@@ -26,11 +26,11 @@ def audit() -> None:
 def audit_verify(config: str | None, as_json: bool) -> None:
     """Check every row, every seal, and that nothing is missing. Exit status 1 names the first bad row."""
     parts = bootstrap.open_parts(config_path(config))
-    key = load_pem_public_key(parts.custody.audit_public_key())
+    key = load_pem_public_key(parts.custody.logbook.public_key())
     if not isinstance(key, ec.EllipticCurvePublicKey):
         raise AuditBroken("the audit key is not an EC key", 0)
     try:
-        report = verify.verify(parts.custody.export_log(parts.config.kme_id), key)
+        report = verify.verify(parts.custody.logbook.export(parts.config.kme_id), key)
     except verify.BrokenError as error:
         raise AuditBroken(str(error).partition(": ")[2], error.row) from error
     if as_json:
@@ -54,7 +54,7 @@ def audit_export(file: Path, config: str | None) -> None:
         raise click.UsageError(f"{file}: {error.strerror}") from error
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as output:
-            for line in parts.custody.export_log(parts.config.kme_id):
+            for line in parts.custody.logbook.export(parts.config.kme_id):
                 output.write(line + "\n")
     except HsmkmeError:
         file.unlink()  # half an export is none
@@ -66,7 +66,7 @@ def audit_export(file: Path, config: str | None) -> None:
 @with_config
 def audit_key(config: str | None) -> None:
     """Print the public key that verifies seals and exports (PEM)."""
-    click.echo(bootstrap.open_parts(config_path(config)).custody.audit_public_key().decode(), nl=False)
+    click.echo(bootstrap.open_parts(config_path(config)).custody.logbook.public_key().decode(), nl=False)
 
 
 @audit.command("show")

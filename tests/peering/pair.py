@@ -422,8 +422,8 @@ class Pair:
 
 def prove(end: End) -> None:
     """The audit log proves itself to the verifier that shares no code."""
-    end.custody.seal_log()
+    end.custody.logbook.seal()
     export, key = end.directory / "export.jsonl", end.directory / "audit.pem"
-    export.write_text("".join(row + "\n" for row in end.custody.export_log(end.kme_id)))
-    key.write_bytes(end.custody.audit_public_key())
+    export.write_text("".join(row + "\n" for row in end.custody.logbook.export(end.kme_id)))
+    key.write_bytes(end.custody.logbook.public_key())
     assert verify.main([str(export), str(key)]) == 0
