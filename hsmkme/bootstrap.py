@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import logging
 import resource
-import stat
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Final
 
 from hsmkme import config as configuration
 from hsmkme.agreement import Agreement
+from hsmkme.approvals import Approvals
 from hsmkme.audit import AuditChain
 from hsmkme.config import Config, TokenSection
 from hsmkme.custody import Custody
@@ -27,8 +27,10 @@ from hsmkme.intake import Intake
 from hsmkme.kme import Kme
 from hsmkme.liaison import Liaison
 from hsmkme.model import Entry, Relation
+from hsmkme.officers import Officers
 from hsmkme.peering import Peering
 from hsmkme.peers import Peers
+from hsmkme.secrecy import private_text
 from hsmkme.store import Store
 from hsmkme.store.counters import Counters
 from hsmkme.upkeep import Duty, Upkeep
@@ -98,6 +100,12 @@ def open_token(config: Config) -> Token:
     return Token(token_address(section), pin_source(section.pin_file), block_keys=section.block_keys)
 
 
+def approvals(config: Config, store: Store) -> Approvals:
+    """Who judges whether officers approved a destructive act."""
+    configured = None if config.approvals is None else Officers.configured(config.approvals)
+    return Approvals(configured, store, config.kme_id, time.time)
+
+
 def begin(config: Config, *, void: bool) -> None:
     """A process of the KME starts, perhaps on an old copy of the store: links to peers wait for what those say.
 
@@ -144,11 +152,6 @@ def open_parts(path: Path) -> Parts:
         raise
 
 
-def admit_first_epoch(store: Store, check_value: str, transcript: str) -> None:
-    """Make ``master/1`` the active epoch; ``transcript`` is the digest of the ceremony's transcript."""
-    store.epochs.admit(1, check_value, Entry("epoch.activate", "ceremony", {"transcript": transcript}))
-
-
 def upkeep_with_spools(parts: Parts) -> Upkeep:
     """The duties, with a sweep of every configured spool among them."""
     upkeep, intake = parts.upkeep(), parts.intake()
@@ -177,17 +180,7 @@ def token_address(section: TokenSection) -> TokenAddress:
 def pin_source(path: Path) -> Callable[[], str]:
     """Reads the PIN from the file at ``path`` when it is asked for; refuses a file that others may read."""
 
-    def read() -> str:
-        try:
-            if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-                raise OperatorFault(f"{path} can be read by others: chmod 0400 {path}")
-            return path.read_text(encoding="utf-8").strip()
-        except OSError as error:
-            raise OperatorFault(f"the PIN file {path} cannot be read: {error.strerror}") from error
-        except UnicodeDecodeError:
-            raise OperatorFault(f"the PIN file {path} is not UTF-8 text") from None
-
-    return read
+    return lambda: private_text(path, "the PIN file").strip()
 
 
 def forbid_core_dumps() -> None:

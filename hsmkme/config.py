@@ -123,6 +123,20 @@ class FairUseSection(_Section):
     waiting: Positive = 256
 
 
+class OfficerSection(_Section):
+    """One of ``[approvals] officers``: a name, and the file with the Ed25519 public key, PEM or OpenSSH."""
+
+    name: Name
+    key: FilePath
+
+
+class ApprovalsSection(_Section):
+    """``[approvals]``: destructive acts need ``needed`` officers besides the one who asks for them."""
+
+    needed: Positive
+    officers: list[OfficerSection]
+
+
 class AuditSection(_Section):
     """``[audit]``: a seal is made after this many rows or seconds, whichever comes first."""
 
@@ -166,8 +180,7 @@ class PeerSection(_Section):
 class LinkSection(_Section):
     """``[[link]]``: a QKD link to the KME ``peer`` (this KME itself: a local link).
 
-    What nobody claimed of a block ends ``ttl_seconds`` after its deposit; 0: never.
-    """
+    What nobody claimed of a block ends ``ttl_seconds`` after its deposit; 0: never."""
 
     id: Name
     peer: Name
@@ -194,6 +207,7 @@ class Config(_Section):
     sae: SaeSection = SaeSection()
     keys: KeysSection = KeysSection()
     fair_use: FairUseSection = FairUseSection()
+    approvals: ApprovalsSection | None = None
     audit: AuditSection = AuditSection()
     epochs: EpochsSection = EpochsSection()
     peering: PeeringSection | None = None

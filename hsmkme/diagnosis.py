@@ -80,6 +80,8 @@ def _token_and_store(config: Config) -> Iterator[str]:
     if store:
         for link in config.links:
             yield from _attempt("store", partial(_link, store[0], link))
+        if config.approvals:
+            yield from _attempt("approvals", lambda: bootstrap.approvals(config, store[0]).in_force())
     yield from _attempt("token", bootstrap.pin_source(config.token.pin_file))
     yield from _attempt("token", lambda: token.append(bootstrap.open_token(config)))
     if token:
@@ -98,5 +100,7 @@ def _link(store: Store, link: Link) -> None:
 def _attempt(subject: str, act: Callable[[], object]) -> Iterator[str]:
     try:
         act()
+    except ConfigRefused as refusal:
+        yield from (f"{subject}: {finding}" for finding in refusal.findings)
     except HsmkmeError as error:
         yield f"{subject}: {error}"

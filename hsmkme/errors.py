@@ -14,8 +14,11 @@
     │   ├── BlockConflict              this block id is known with other bytes
     │   ├── BlockReplayed              these bytes are known under another block id
     │   └── PoolFull                   back-pressure: deposit again later
+    ├── ShareRefused               a share of a backup key that is not the one it should be
+    ├── ApprovalRefused            a destructive act that officers did not approve as they must
     ├── StoreError
     │   ├── StoreUnavailable           disk full, read-only, locked: may heal by itself
+    │   ├── StoreTampered              rows make no sense: somebody wrote to the file; to be examined
     │   ├── PoolShort                  fewer keys than a claim wants; nothing was claimed
     │   ├── KeyNotHeld                 a key is not what it was when it was looked up
     │   ├── AnsweredAlready            a request with this Idempotency-Key was answered meanwhile
@@ -25,12 +28,14 @@
     │   ├── TokenUnavailable           the device fails: 503, heals by itself
     │   ├── RecordFault                the device works, this record does not open: quarantine
     │   ├── OperatorFault              PIN, missing or foreign objects: a person must act
-    │   │   └── ObjectMissing              not made yet, or the token lost sight of it
+    │   │   ├── ObjectMissing              not made yet, or the token lost sight of it
+    │   │   └── PinRefused                 the token does not take this PIN
     │   └── TokenMisuse                a call this code should never have made
     ├── PeerError
     │   ├── PeerUnavailable            the other KME does not answer: 503, heals by itself
     │   ├── PeerRefused                a message, or an answer, that is not to be believed
     │   └── LinkFrozen                 nothing is claimed from the link until it is thawed or reconciled
+    ├── CeremonyAborted            officers stopped, or what was expected did not come: the transcript says so
     ├── AuditBroken                the log does not prove itself
     └── FiguresRefused             a measured server gave a key twice, or other bytes: its speed is worth nothing
 """
@@ -112,12 +117,35 @@ class PoolFull(DepositRefused):
     """The link holds ``max_key_count`` keys; deposit again when some were used."""
 
 
+class ShareRefused(HsmkmeError):
+    """A share was read wrongly, altered, is of another set, or was given before. Nothing of its value is said."""
+
+
+class ApprovalRefused(HsmkmeError):
+    """Officers did not approve an act as they must; it was not done. ``rule`` names the rule of ``ops/rules.md``."""
+
+    def __init__(self, message: str, *, rule: str) -> None:
+        super().__init__(message)
+        self.rule = rule
+
+
 class StoreError(HsmkmeError):
     """The store refuses."""
 
 
 class StoreUnavailable(StoreError):
     """The database cannot write or read now."""
+
+
+class StoreTampered(StoreError):
+    """A row makes no sense: somebody wrote to the file. Nothing was changed: examine the store, and ask again.
+
+    ``blocks`` are the numbers of blocks that do, though each value in their rows could be.
+    """
+
+    def __init__(self, message: str, blocks: Sequence[int] = ()) -> None:
+        super().__init__(message)
+        self.blocks = blocks
 
 
 class PoolShort(StoreError):
@@ -177,6 +205,10 @@ class ObjectMissing(OperatorFault):
     """The token shows no object of a label: it was never made, or the token was away when it listed its objects."""
 
 
+class PinRefused(OperatorFault):
+    """The token does not take a PIN: a wrong one, or one of a length or form that it does not have."""
+
+
 class TokenMisuse(TokenError):
     """The token forbids the call: a defect of this code or of the token's profile."""
 
@@ -205,6 +237,10 @@ class PeerRefused(PeerError):
 
 class LinkFrozen(PeerError):
     """The link is frozen."""
+
+
+class CeremonyAborted(HsmkmeError):
+    """A ceremony ended before its last step. Nothing is half made; the same command goes on with it."""
 
 
 class FiguresRefused(HsmkmeError):

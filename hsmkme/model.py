@@ -60,6 +60,18 @@ class KeyMaterial:
 
 
 @dataclass(frozen=True, slots=True)
+class CeremonyNote:
+    """What a ceremony left on the token for the service: the digest of its transcript, and what it made.
+
+    ``made``: the check value of each object by its label, None for objects that have none.
+    """
+
+    name: str
+    transcript: bytes
+    made: Mapping[str, str | None]
+
+
+@dataclass(frozen=True, slots=True)
 class BlockName:
     """What both ends of a link call a block."""
 

@@ -42,10 +42,11 @@ def script(path: Path, *arguments: object) -> Done:
 
 def apart(work: Callable[..., object], *arguments: object) -> None:
     """Call ``work``, a function of a module, in a process of its own; it must not fail."""
-    assert _status(work, *arguments) == 0
+    assert status_of(work, *arguments) == 0
 
 
-def _status(work: Callable[..., object], *arguments: object) -> int:
+def status_of(work: Callable[..., object], *arguments: object) -> int:
+    """The exit status of a process of its own in which ``work`` is called; negative for a signal."""
     child = processes.Process(target=work, args=arguments)
     child.start()
     child.join(SECONDS)
@@ -60,7 +61,7 @@ def _done(run: Callable[[list[str]], object], arguments: tuple[object, ...], std
         streams = [Path(directory) / name for name in ("in", "out", "err")]
         for path in streams:
             path.write_bytes(stdin if path.name == "in" else b"")
-        status = _status(_run, run, [str(argument) for argument in arguments], streams)
+        status = status_of(_run, run, [str(argument) for argument in arguments], streams)
         return Done(status, *(path.read_text() for path in streams[1:]))
 
 

@@ -30,6 +30,7 @@ from hsmkme.demo.readiness import unready_links
 from hsmkme.demo.world import World
 from hsmkme.errors import OperatorFault
 from tests.load import check_same
+from tests.tokens import evidence_of
 from tests.world import Demo, free_port, free_ports, run_cli, start_demo, until
 
 KME_MEMBERS = {"id", "url", "config", "store", "token_label", "softhsm_conf", "pids"}
@@ -292,9 +293,10 @@ def blocks(kme: DemoKme) -> dict[str, set[tuple[str, int]]]:
 
 
 def link_keys(kme: DemoKme) -> dict[str, str]:
-    """Check values by link, from the audit log."""
-    logged = [json.loads(text) for (text,) in rows(kme, "SELECT text FROM log")]
-    return {row["link"]: row["check_value"] for row in logged if row["event"] == "link.key"}
+    """Check values by link, from the transcript of the ceremony."""
+    made = evidence_of(kme.home / "ceremony" / "transcript.jsonl")
+    keys = (one for one in made if one.get("label", "").startswith("link/"))
+    return {one["label"].removeprefix("link/"): one["check_value"] for one in keys}
 
 
 LINKS_OF = {
@@ -347,16 +349,13 @@ def test_both_ends_of_a_link_have_its_key(three: World) -> None:
     assert len({value for links in values.values() for value in links.values()}) == 3
 
 
-def test_the_key_of_a_link_is_in_the_token(three: World, tmp_path: Path) -> None:
-    component = tmp_path / "component"
-    component.write_text(os.urandom(32).hex())
-    component.chmod(0o400)
+def test_the_key_of_a_link_is_in_the_token_and_the_log(three: World) -> None:
     for kme in three.members:
-        for link_id in LINKS_OF[kme.kme_id]:
-            command = ("ceremony", "link", link_id, "--component-file", str(component))
-            transcript = ("--transcript", str(tmp_path / f"{kme.kme_id}-{link_id}"))
-            again = run_cli("--config", str(kme.config_path), *command, *transcript, check=False)
-            assert f"already has an object labelled 'link/{link_id}'" in again.stderr.decode()
+        (row,) = (json.loads(text) for (text,) in rows(kme, "SELECT text FROM log") if "ceremony.held" in text)
+        made = {label: value for label, value in row["made"].items() if label.startswith("link/")}
+        assert made == {f"link/{link}": value for link, value in link_keys(kme).items()}
+        proved = run_cli("ceremony", "verify", str(kme.home / "ceremony" / "plan.toml"), "--json")
+        assert json.loads(proved.stdout)["digest"] == row["transcript"]
 
 
 def test_nothing_of_what_both_ends_got_is_left_outside_of_the_tokens(three: World) -> None:

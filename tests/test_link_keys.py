@@ -5,10 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import itertools
-import json
 import os
-import subprocess
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,17 +15,16 @@ import pytest
 from pkcs11 import Attribute as A
 from pkcs11 import KeyType, Mechanism, ObjectClass
 
-from hsmkme.ceremony import steps
-from hsmkme.ceremony.components import read_component
-from hsmkme.ceremony.transcript import Transcript
+from hsmkme.ceremony.drafts import Subject
+from hsmkme.ceremony.transcript import read
 from hsmkme.errors import OperatorFault
 from hsmkme.hsm import TokenAddress, templates
+from hsmkme.hsm.components import component, joined
 from hsmkme.hsm.objects import find_object, link_label
-from hsmkme.hsm.officer import Officer, joined
+from hsmkme.hsm.officer import Officer
 from hsmkme.model import KeyMaterial
-from tests.conftest import PIN
 from tests.test_token_objects import ACTION_PROHIBITED, LINK, attackers_key, dumped, writable
-from tests.world import Demo
+from tests.tokens import OTHER_COMPONENT, PIN, held, link_answers
 
 _NUMBERS = itertools.count(1)
 
@@ -51,10 +47,14 @@ def components(*values: bytes) -> list[KeyMaterial]:
     return [KeyMaterial(value) for value in values]
 
 
-def held(end: TokenAddress, link_id: str, parts: list[KeyMaterial], directory: Path) -> tuple[str, Path]:
-    """The ceremony at one end: check value and transcript."""
-    transcript = directory / f"{end.label}-{link_id}.jsonl"
-    return steps.link(end, lambda: PIN, link_id, parts, Transcript(transcript, time.time)), transcript
+def brought(end: TokenAddress, link_id: str, parts: list[KeyMaterial]) -> str:
+    """What a ceremony does to the token at one end; gives the check value."""
+    value = joined(parts)
+    officer = Officer(end, lambda: PIN)
+    try:
+        return str(officer.make_link_key(link_id, value)["check_value"])
+    finally:
+        officer.close()
 
 
 def found(session: Any, link_id: str) -> Any:
@@ -65,11 +65,11 @@ def found(session: Any, link_id: str) -> Any:
 
 
 def test_both_ends_get_the_same_key_whatever_the_order_of_the_components(
-    ends: tuple[TokenAddress, TokenAddress], link_id: str, tmp_path: Path
+    ends: tuple[TokenAddress, TokenAddress], link_id: str
 ) -> None:
     one, other, third = os.urandom(32), os.urandom(32), os.urandom(32)
-    lower, _ = held(ends[0], link_id, components(one, other, third), tmp_path)
-    higher, _ = held(ends[1], link_id, components(third, one, other), tmp_path)
+    lower = brought(ends[0], link_id, components(one, other, third))
+    higher = brought(ends[1], link_id, components(third, one, other))
     assert lower == higher
     key = bytes(a ^ b ^ c for a, b, c in zip(one, other, third, strict=True))
     for end in ends:
@@ -79,20 +79,20 @@ def test_both_ends_get_the_same_key_whatever_the_order_of_the_components(
 
 
 def test_the_check_value_is_the_written_one_and_another_for_another_key_or_link(
-    ends: tuple[TokenAddress, TokenAddress], link_id: str, tmp_path: Path
+    ends: tuple[TokenAddress, TokenAddress], link_id: str
 ) -> None:
     key = os.urandom(32)
-    value, _ = held(ends[0], link_id, components(key), tmp_path)
+    value = brought(ends[0], link_id, components(key))
     assert value == hmac.digest(key, b"hsmkme/link-check/1" + link_id.encode(), "sha256")[:5].hex()
-    assert value != held(ends[0], f"{link_id}.b", components(key), tmp_path)[0]
-    assert value != held(ends[1], link_id, components(os.urandom(32)), tmp_path)[0]
+    assert value != brought(ends[0], f"{link_id}.b", components(key))
+    assert value != brought(ends[1], link_id, components(os.urandom(32)))
 
 
 def test_the_object_is_the_one_that_is_written_down(
-    ends: tuple[TokenAddress, TokenAddress], link_id: str, tmp_path: Path, softhsm: Path
+    ends: tuple[TokenAddress, TokenAddress], link_id: str, softhsm: Path
 ) -> None:
     before = set(softhsm.parent.glob("tokens/*/*-*.object"))
-    held(ends[0], link_id, components(os.urandom(32)), tmp_path)
+    brought(ends[0], link_id, components(os.urandom(32)))
     (made,) = map(dumped, set(softhsm.parent.glob("tokens/*/*-*.object")) - before)
     assert {name: made.get(name) for name in LINK} == LINK
 
@@ -100,42 +100,42 @@ def test_the_object_is_the_one_that_is_written_down(
 def test_the_transcript_says_what_was_made_and_nothing_of_the_key(
     ends: tuple[TokenAddress, TokenAddress], link_id: str, tmp_path: Path
 ) -> None:
-    parts = [os.urandom(32), os.urandom(32)]
-    key = bytes(a ^ b for a, b in zip(*parts, strict=True))
-    value, transcript = held(ends[0], link_id, components(*parts), tmp_path)
-    lines = [json.loads(json.loads(line)["line"]) for line in transcript.read_text().splitlines()]
-    evidence = {line["step"]: line["evidence"] for line in lines}
-    assert list(evidence) == ["begin", "token", "link", "end"]
-    assert evidence["begin"] == {"ceremony": "link", "label": ends[0].label, "link": link_id, "components": 2}
-    assert evidence["link"]["label"] == f"link/{link_id}"
-    assert evidence["link"]["check_value"] == value
-    assert evidence["link"]["EXTRACTABLE"] is evidence["link"]["MODIFIABLE"] is evidence["link"]["COPYABLE"] is False
-    assert evidence["link"]["ALLOWED_MECHANISMS"] == ["SHA256_HMAC"]
+    key = os.urandom(32)
+    answers = link_answers(link_id, key)
+    transcript = held("link-key", ends[0], tmp_path / "plan.toml", answers, Subject(link_id, "kme-2"))
+    (done,) = read(transcript).told("done")
+    made = done["facts"]["evidence"]
+    assert made["label"] == f"link/{link_id}"
+    assert made["check_value"] == answers[f"custodian-1.check-value-of-link/{link_id}"]
+    assert (made["other_end"], made["components"]) == ("kme-2", 2)
+    assert made["EXTRACTABLE"] is made["MODIFIABLE"] is made["COPYABLE"] is False
+    assert made["ALLOWED_MECHANISMS"] == ["SHA256_HMAC"]
     text = transcript.read_text().lower()
-    secrets = [*parts, key]
-    assert not any(secret.hex()[:8] in text or hashlib.sha256(secret).hexdigest() in text for secret in secrets)
+    component = bytes.fromhex(answers[f"custodian-1.component-of-link/{link_id}"])
+    for secret in (key, component, OTHER_COMPONENT):
+        assert secret.hex()[:8] not in text
+        assert hashlib.sha256(secret).hexdigest() not in text
 
 
 # What it refuses ------------------------------------------------------------------------------------------
 
 
-def test_a_link_has_one_key(ends: tuple[TokenAddress, TokenAddress], link_id: str, tmp_path: Path) -> None:
-    value, _ = held(ends[0], link_id, components(os.urandom(32)), tmp_path)
-    (tmp_path / "again").mkdir()
+def test_a_link_has_one_key(ends: tuple[TokenAddress, TokenAddress], link_id: str) -> None:
+    value = brought(ends[0], link_id, components(os.urandom(32)))
     with pytest.raises(OperatorFault, match=f"already has an object labelled 'link/{link_id}'"):
-        held(ends[0], link_id, components(os.urandom(32)), tmp_path / "again")
+        brought(ends[0], link_id, components(os.urandom(32)))
     with writable(ends[0]) as session:
         text = b"hsmkme/link-check/1" + link_id.encode()
         assert bytes(found(session, link_id).sign(text, mechanism=Mechanism.SHA256_HMAC))[:5].hex() == value
 
 
 def test_an_object_of_that_label_made_by_hand_is_not_added_to(
-    ends: tuple[TokenAddress, TokenAddress], link_id: str, tmp_path: Path
+    ends: tuple[TokenAddress, TokenAddress], link_id: str
 ) -> None:
     with writable(ends[0]) as session:
         session.generate_key(KeyType.GENERIC_SECRET, 256, label=link_label(link_id), store=True)
     with pytest.raises(OperatorFault, match="already has an object labelled"):
-        held(ends[0], link_id, components(os.urandom(32)), tmp_path)
+        brought(ends[0], link_id, components(os.urandom(32)))
 
 
 _SAME = bytes(range(32))
@@ -155,19 +155,19 @@ _SAME = bytes(range(32))
     ids=["none", "short", "long", "twice", "twice of three", "zero", "three that cancel"],
 )
 def test_components_that_make_no_key_are_refused_before_anything_is_written(
-    ends: tuple[TokenAddress, TokenAddress], link_id: str, tmp_path: Path, values: list[bytes], why: str
+    ends: tuple[TokenAddress, TokenAddress], link_id: str, values: list[bytes], why: str
 ) -> None:
     with pytest.raises(OperatorFault, match=why):
         joined(components(*values))
     with pytest.raises(OperatorFault, match=why):
-        held(ends[0], link_id, components(*values), tmp_path)
+        brought(ends[0], link_id, components(*values))
     with writable(ends[0]) as session:
         assert list(session.get_objects({A.LABEL: link_label(link_id)})) == []
 
 
 def test_a_key_of_another_length_is_refused(ends: tuple[TokenAddress, TokenAddress], link_id: str) -> None:
     officer = Officer(ends[0], lambda: PIN)
-    with pytest.raises(OperatorFault, match="32 bytes"):
+    with pytest.raises(OperatorFault, match="has 32 bytes"):
         officer.make_link_key(link_id, KeyMaterial(bytes(16)))
     officer.close()
 
@@ -185,46 +185,24 @@ def test_a_key_that_the_token_made_otherwise_is_destroyed(
         assert list(session.get_objects({A.LABEL: link_label(link_id)})) == []
 
 
-@pytest.mark.parametrize(
-    ("content", "mode", "why"),
-    [
-        ("ab" * 32, 0o440, "can be read by others"),
-        ("ab" * 32, 0o604, "can be read by others"),
-        ("ab" * 31, 0o400, "64 hex digits"),
-        ("ab" * 33, 0o400, "64 hex digits"),
-        ("xy" * 32, 0o400, "64 hex digits"),
-        ("", 0o400, "64 hex digits"),
-        ("ab" * 32 + "\n" + "cd" * 32, 0o400, "64 hex digits"),
-    ],
-)
-def test_a_component_file_that_is_not_fit_is_refused(tmp_path: Path, content: str, mode: int, why: str) -> None:
-    file = tmp_path / "component"
-    file.write_text(content)
-    file.chmod(mode)
-    with pytest.raises(OperatorFault, match=why):
-        read_component(file)
+@pytest.mark.parametrize("text", ["ab" * 31, "ab" * 33, "xy" * 32, "", "ab" * 32 + "\n" + "cd" * 32])
+def test_a_component_that_is_not_fit_is_refused_and_not_shown(text: str) -> None:
+    with pytest.raises(OperatorFault, match=r"^a component has 64 hex digits$"):
+        component(text)
 
 
-@pytest.mark.parametrize("content", ["ab" * 32, "AB" * 32 + "\n"])
-def test_a_component_is_64_hex_digits_in_a_file_for_its_owner_alone(tmp_path: Path, content: str) -> None:
-    file = tmp_path / "component"
-    file.write_text(content)
-    file.chmod(0o400)
-    assert read_component(file).reveal() == bytes([0xAB] * 32)
-
-
-def test_a_component_file_that_is_missing_is_named(tmp_path: Path) -> None:
-    with pytest.raises(OperatorFault, match=r"component file .*elsewhere cannot be read"):
-        read_component(tmp_path / "elsewhere")
+@pytest.mark.parametrize("text", ["ab" * 32, "AB" * 32 + "\n", " ".join(["abab"] * 16)])
+def test_a_component_is_64_hex_digits(text: str) -> None:
+    assert component(text).reveal() == bytes([0xAB] * 32)
 
 
 # What nobody can do with it ---------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def key(ends: tuple[TokenAddress, TokenAddress], link_id: str, tmp_path: Path) -> Iterator[tuple[Any, Any]]:
+def key(ends: tuple[TokenAddress, TokenAddress], link_id: str) -> Iterator[tuple[Any, Any]]:
     """A session that may write, and the key of a link in it."""
-    held(ends[0], link_id, components(os.urandom(32)), tmp_path)
+    brought(ends[0], link_id, components(os.urandom(32)))
     with writable(ends[0]) as session:
         yield session, found(session, link_id)
 
@@ -247,28 +225,3 @@ def test_it_signs_and_leaves_the_token_in_no_form(key: tuple[Any, Any]) -> None:
 def test_nothing_about_it_can_be_changed(key: tuple[Any, Any], attribute: A) -> None:
     with pytest.raises(pkcs11.PKCS11Error, match=ACTION_PROHIBITED):
         key[1][attribute] = True
-
-
-# The command ------------------------------------------------------------------------------------------------
-
-
-def component_file(directory: Path, mode: int = 0o400) -> Path:
-    file = directory / "component"
-    file.write_text(os.urandom(32).hex())
-    file.chmod(mode)
-    return file
-
-
-@pytest.mark.parametrize(("link", "why"), [("local", "is local"), ("paris", "no link 'paris' is configured")])
-def test_the_command_refuses_a_link_that_has_no_other_end_or_is_not_configured(
-    demo: Demo, tmp_path: Path, link: str, why: str
-) -> None:
-    done = ceremony(demo, link, component_file(tmp_path), tmp_path / "transcript")
-    assert done.returncode != 0
-    assert why in done.stderr.decode()
-    assert not (tmp_path / "transcript").exists()
-
-
-def ceremony(demo: Demo, link: str, file: Path, transcript: Path) -> subprocess.CompletedProcess[bytes]:
-    options = ("--component-file", str(file), "--transcript", str(transcript))
-    return demo.cli("ceremony", "link", link, *options, check=False)

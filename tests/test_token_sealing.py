@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import ctypes
-import json
 import os
 import pickle
 from collections.abc import Callable, Iterator
@@ -25,6 +24,7 @@ from hsmkme.model import BlockName, KeyMaterial, OpenKey, Part, RawBlock, Sealed
 from tests.blocks import altered, flipped, key_of, open_bytes, part_of
 from tests.conftest import PIN
 from tests.shim import Shim
+from tests.tokens import evidence_of
 
 HEADER_BYTES = 7  # version, wrapping, sealing, epoch
 AES_KW_BYTES = 40
@@ -397,9 +397,8 @@ def test_digest_and_check_value_differ_between_tokens(
 
 
 def ceremony_check_value(softhsm: Path, address: TokenAddress) -> str:
-    lines = (softhsm.parent / f"{address.label}.jsonl").read_text().splitlines()
-    steps = [json.loads(json.loads(line)["line"]) for line in lines]
-    (master,) = (step["evidence"] for step in steps if step["step"] == "master")
+    (transcript,) = softhsm.parent.glob(f"first-{address.label}-*.jsonl")
+    (master,) = (made for made in evidence_of(transcript) if made.get("label") == "master/1")
     return str(master["check_value"])
 
 

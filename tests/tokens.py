@@ -6,40 +6,70 @@ tokens when it was loaded.
 
 from __future__ import annotations
 
+import hmac
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from hsmkme.ceremony import steps
-from hsmkme.ceremony.transcript import Transcript
+from hsmkme.ceremony import holding, plan
+from hsmkme.ceremony.drafts import Subject, draft
+from hsmkme.ceremony.plan import TO_CHANGE
+from hsmkme.ceremony.prompts import Answers, AnswersDesk
+from hsmkme.ceremony.transcript import read
 from hsmkme.hsm import TokenAddress, load_profile
-from hsmkme.model import KeyMaterial
+from hsmkme.keeping import StoreKeeper
 from tests.processes import apart
 
 PIN = "test-user-pin"
 SO_PIN = "test-so-pin-1"
+PINS = {"so-1.new-SO-PIN": SO_PIN, "op-1.new-user-PIN": PIN, "op-1.the-user-PIN": PIN, "so-1.the-SO-PIN": SO_PIN}
+"""What the people of the plans that ship answer."""
+OTHER_COMPONENT = bytes([0x55] * 32)
 
 
 def made_token(label: str, softhsm_conf: Path) -> TokenAddress:
     """A new token in the directory of ``softhsm_conf``, after its first ceremony."""
     profile = load_profile("softhsm-2.6")
     address = TokenAddress(profile, Path(profile.module), label, softhsm_conf=softhsm_conf)
-    apart(_hold_first_ceremony, address, softhsm_conf)
+    apart(held, "first", address, softhsm_conf.parent / f"{label}-first.toml", PINS)
     return address
 
 
 def bring_link_keys(address: TokenAddress, softhsm_conf: Path, first: int, *links: str) -> None:
     """Give the token the keys of ``links``, all of the same value: the 32 bytes that count up from ``first``."""
-    apart(_hold_link_ceremonies, address, softhsm_conf, bytes(range(first, first + 32)), links)
+    apart(_hold_link_ceremonies, address, softhsm_conf.parent, bytes(range(first, first + 32)), links)
 
 
-def _hold_first_ceremony(address: TokenAddress, softhsm_conf: Path) -> None:
-    steps.first(address, lambda: SO_PIN, lambda: PIN, _transcript(address, softhsm_conf, "first"))
+def held(
+    kind: str, address: TokenAddress, plan_file: Path, answers: Mapping[str, str], subject: Subject | None = None
+) -> Path:
+    """Hold a ceremony by the plan that ships, in this process; gives its transcript, which is beside the plan."""
+    plan_file.write_text(draft(kind, address, subject or Subject(), time.time).replace(TO_CHANGE, "clause"))
+    written = plan.load(plan_file)
+    desk = AnswersDesk(Answers(phrases=True, answers=dict(answers)), lambda _text: None)
+    holding.hold(written, desk, time.time, StoreKeeper(None, time.time))
+    return written.plan.transcript
 
 
-def _hold_link_ceremonies(address: TokenAddress, softhsm_conf: Path, value: bytes, links: tuple[str, ...]) -> None:
+def link_answers(link: str, value: bytes) -> dict[str, str]:
+    """What people answer when they bring the key ``value`` of a link, in two components."""
+    one = bytes(a ^ b for a, b in zip(value, OTHER_COMPONENT, strict=True))
+    check_value = hmac.digest(value, b"hsmkme/link-check/1" + link.encode(), "sha256")[:5].hex()
+    return {
+        **PINS,
+        f"custodian-1.component-of-link/{link}": one.hex(),
+        f"custodian-2.component-of-link/{link}": OTHER_COMPONENT.hex(),
+        f"custodian-1.check-value-of-link/{link}": check_value,
+    }
+
+
+def _hold_link_ceremonies(address: TokenAddress, directory: Path, value: bytes, links: tuple[str, ...]) -> None:
     for link in links:
-        steps.link(address, lambda: PIN, link, [KeyMaterial(value)], _transcript(address, softhsm_conf, link))
+        plan_file = directory / f"{address.label}-{link}.toml"
+        held("link-key", address, plan_file, link_answers(link, value), Subject(link, "far-end"))
 
 
-def _transcript(address: TokenAddress, softhsm_conf: Path, name: str) -> Transcript:
-    return Transcript(softhsm_conf.parent / f"{address.label}-{name}.jsonl", time.time)
+def evidence_of(transcript: Path) -> list[dict[str, Any]]:
+    """What each step of a ceremony reported."""
+    return [line["facts"]["evidence"] for line in read(transcript).told("done")]

@@ -1,1 +1,1 @@
-"""Ceremonies: what security officers do with the token, step by step, each step recorded."""
+"""Ceremonies: what security officers do with the token. One plan is one ceremony, one transcript proves it."""

@@ -1,4 +1,7 @@
-"""The command line. Exit status: 0 done, 1 refused or found wrong, 2 wrong usage, 75 try again later."""
+"""The command line.
+
+Exit status: 0 done, 1 refused or found wrong, 2 wrong usage, 3 a ceremony was interrupted, 75 try again later.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from hsmkme import __version__
 from hsmkme.cli.shared import CONFIG_OPTION, Settings
 from hsmkme.errors import (
     AuditBroken,
+    CeremonyAborted,
     ConfigRefused,
     HsmkmeError,
     PeerUnavailable,
@@ -21,6 +25,7 @@ from hsmkme.errors import (
     TokenUnavailable,
 )
 
+INTERRUPTED: Final = 3
 TRY_AGAIN: Final = 75
 _PASSING = (PeerUnavailable, PoolFull, StoreUnavailable, TokenUnavailable)
 
@@ -40,6 +45,8 @@ _MODULES: Final = {
     "key": "views",
     "relation": "views",
     "audit": "audit",
+    "approve": "approve",
+    "custodian": "custodian",
     "ceremony": "ceremony",
     "epoch": "epoch",
     "revoke": "revoke",
@@ -74,6 +81,9 @@ class _Group(click.Group):
         except AuditBroken as error:
             click.echo(f"BROKEN  row {error.row}: {error}", err=True)
             sys.exit(1)
+        except CeremonyAborted as aborted:
+            click.echo(f"hsmkme: {aborted}", err=True)
+            sys.exit(INTERRUPTED)
         except HsmkmeError as error:
             click.echo(f"hsmkme: {error}", err=True)
             sys.exit(TRY_AGAIN if isinstance(error, _PASSING) else 1)

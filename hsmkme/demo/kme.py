@@ -6,14 +6,15 @@ import json
 import secrets
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from hsmkme import bootstrap
 from hsmkme import config as configuration
+from hsmkme.ceremony.transcript import read
+from hsmkme.demo import ceremonies
 from hsmkme.demo.authority import Authority, write_private
 from hsmkme.errors import OperatorFault
 from hsmkme.store import Store, migrate
@@ -124,7 +125,7 @@ class DemoKme:
     @property
     def token_label(self) -> str:
         """The label of its token."""
-        return f"hsmkme-{self.kme_id}"
+        return f"test-{self.kme_id}"
 
     @property
     def commands(self) -> list[str]:
@@ -180,33 +181,38 @@ class DemoKme:
         return bootstrap.open_store(configuration.load(self.config_path))
 
     @property
-    def has_token(self) -> bool:
-        """Whether its first ceremony was held."""
-        store = self.open_store()
+    def began_ceremony(self) -> bool:
+        """Whether its ceremony began."""
+        return self._transcript.exists()
+
+    def hold_ceremony(self, components: Mapping[str, Path]) -> None:
+        """Make the token and its keys, those of links too, unless that was done; ``components`` by link.
+
+        An interrupted one is gone on with, by the plan that it began with.
+        """
+        if read(self._transcript).digest is not None:
+            return
+        plan, answers = (self._transcript.with_name(name) for name in ("plan.toml", "answers.toml"))
+        if not plan.exists():
+            plan.parent.mkdir(exist_ok=True)
+            address = bootstrap.token_address(configuration.load(self.config_path).token)
+            plan.write_text(ceremonies.plan(address, [*components], self._transcript.name))
+        so_pin, user_pin = (bootstrap.pin_source(self.home / name)() for name in ("so-pin", "pin"))
+        links = {link: ceremonies.read_components(path) for link, path in components.items()}
+        answers.unlink(missing_ok=True)
+        write_private(answers, ceremonies.answers(so_pin, user_pin, links).encode())
         try:
-            return bool(store.epochs.all())
+            self._run("ceremony", "run", plan, "--answers", answers)
         finally:
-            store.close()
+            answers.unlink()
 
-    def hold_first_ceremony(self) -> None:
-        """Initialise the token and make its keys, unless that was done."""
-        if not self.has_token:
-            self._run("ceremony", "first", "--so-pin-file", self.home / "so-pin", *self._transcript("first"))
-
-    def bring_link_key(self, link_id: str, component: Path) -> None:
-        """Bring the key of a link into the token, unless that was done."""
-        store = self.open_store()
-        known = [json.loads(row.text)["link"] for row in store.log.latest(self.kmes, "link.key")]
-        store.close()
-        if link_id not in known:
-            self._run("ceremony", "link", link_id, "--component-file", component, *self._transcript(link_id))
+    @property
+    def _transcript(self) -> Path:
+        return self.home / "ceremony" / "transcript.jsonl"
 
     def deposit(self, link_id: str, seed: Path, keys: int) -> None:
         """Deposit ``keys`` keys of a simulated device on a link; what was deposited already stays as it is."""
         self._run("simulate", "--link", link_id, "--keys", str(keys), "--seed-file", seed)
-
-    def _transcript(self, name: str) -> tuple[str, Path]:
-        return "--transcript", self.home / f"ceremony-{name}-{int(time.time())}.jsonl"
 
     def _run(self, *arguments: str | Path) -> None:
         """Give a command as an operator does: one process can look at the tokens of one KME only."""

@@ -87,8 +87,8 @@ class World:
 
     # Links -----------------------------------------------------------------------------------------------
 
-    def _component(self, link_id: str) -> Path:
-        return self.directory / "links" / f"{link_id}.component"
+    def _components(self, link_id: str) -> Path:
+        return self.directory / "links" / f"{link_id}.components"
 
     def _seed(self, kme: DemoKme, link_id: str) -> Path:
         """Of the simulated device: the same file at both ends of a link."""
@@ -98,19 +98,19 @@ class World:
         """What both ends of a link must get: files of mode 0400 from here until each of them has it."""
         for kme in self.members:
             for peer in kme.peers:
-                yield self._component(kme.link_to(peer))
+                yield self._components(kme.link_to(peer))
             for link_id in kme.link_ids:
                 yield self._seed(kme, link_id)
 
     def _draw_shared_secrets(self) -> None:
-        """Before the first ceremony of all: from then on it is for both ends to get them, in whatever run."""
-        if any(kme.has_token for kme in self.members):
+        """Before a ceremony begins anywhere: from then on it is for both ends to get them, in whatever run."""
+        if any(kme.began_ceremony for kme in self.members):
             return
         self._forget_shared_secrets()
         (self.directory / "links").mkdir(mode=0o700, exist_ok=True)
         for kme in self.members:
             for peer in (peer for peer in kme.peers if peer.number > kme.number):
-                write_private(self._component(kme.link_to(peer)), secrets.token_hex(LINK_KEY_BYTES).encode())
+                write_private(self._components(kme.link_to(peer)), _two_components())
                 write_private(self._seed(kme, kme.link_to(peer)), secrets.token_bytes(32))
             write_private(self._seed(kme, LOCAL_LINK), secrets.token_bytes(32))
 
@@ -121,12 +121,8 @@ class World:
             (self.directory / "links").rmdir()
 
     def _complete(self, kme: DemoKme) -> None:
-        """Ceremonies and first deposits of one KME, as far as they are due."""
-        kme.hold_first_ceremony()
-        for peer in kme.peers:
-            component = self._component(kme.link_to(peer))
-            if component.exists():
-                kme.bring_link_key(kme.link_to(peer), component)
+        """Ceremony and first deposits of one KME, as far as they are due."""
+        kme.hold_ceremony({kme.link_to(peer): self._components(kme.link_to(peer)) for peer in kme.peers})
         for link_id in kme.link_ids:
             seed = self._seed(kme, link_id)
             if seed.exists() and self.keys and (link_id != LOCAL_LINK or self._serves_a_pair(kme)):
@@ -164,3 +160,8 @@ class World:
         ]
         peer_ca = {"peer_ca": str(self.directory / "peer-ca" / "ca.pem")} if self.kmes > 1 else {}
         return {"ca": str(self.ca), **peer_ca, "kmes": kmes, "saes": saes}
+
+
+def _two_components() -> bytes:
+    """Of a link key, a line of hex digits each."""
+    return "\n".join(secrets.token_hex(LINK_KEY_BYTES) for _ in range(2)).encode()

@@ -9,7 +9,7 @@ from typing import Final
 
 import pkcs11
 
-from hsmkme.errors import OperatorFault, TokenError, TokenMisuse, TokenUnavailable
+from hsmkme.errors import OperatorFault, PinRefused, TokenError, TokenMisuse, TokenUnavailable
 from hsmkme.hsm.answers import CODES, Fault, fault_of_code
 from hsmkme.hsm.cryptoki import CryptokiError
 
@@ -39,6 +39,7 @@ _WORDS: Final = {
     "Parallel not supported": CODES["SESSION_PARALLEL_NOT_SUPPORTED"],
     "User type invalid": CODES["USER_TYPE_INVALID"],
 }
+_PINS_REFUSED: Final = tuple(CODES[f"PIN_{why}"] for why in ("INCORRECT", "INVALID", "LEN_RANGE", "TOO_WEAK"))
 _UNMAPPED: Final = re.compile(r"Unmapped error code (0x[0-9a-f]+)")
 
 
@@ -77,7 +78,8 @@ def outward(error: Exception, doing: str) -> TokenError:
     name = type(error).__name__
     match fault_of(error):
         case Fault.OPERATOR:
-            return OperatorFault(f"{doing}: the token answers {name}; an operator must act")
+            kind = PinRefused if code_of(error) in _PINS_REFUSED else OperatorFault
+            return kind(f"{doing}: the token answers {name}; an operator must act")
         case Fault.BUG:
             detail = f" ({error})" if str(error) else ""
             return TokenMisuse(f"{doing}: the token forbids it: {name}{detail}")

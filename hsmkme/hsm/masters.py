@@ -25,7 +25,7 @@ from hsmkme.hsm.session import Lane
 _MADE: Final = {**templates.MASTER, **templates.MADE_HERE}
 
 
-def generate_master(session: Any, epoch: int) -> Any:
+def generate_master(session: Any, epoch: int, template: templates.Template = templates.MASTER) -> Any:
     """A new token object: the master key of ``epoch``. Whoever makes it reads it back."""
     return session.generate_key(
         KeyType.AES,
@@ -34,7 +34,7 @@ def generate_master(session: Any, epoch: int) -> Any:
         id=master_label(epoch).encode(),
         store=True,
         capabilities=MechanismFlag.WRAP | MechanismFlag.UNWRAP,
-        template=templates.MASTER,
+        template=template,
     )
 
 

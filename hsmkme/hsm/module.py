@@ -53,9 +53,14 @@ def check_digest(module: Path, expected: str | None) -> None:
     """Compare the module file with the digest that the configuration pins, if it pins one."""
     if expected is None:
         return
-    actual = hashlib.sha256(module.read_bytes()).hexdigest()
+    actual = digest_of(module)
     if actual != expected:
         raise OperatorFault(f"{module} has SHA-256 {actual}, the configuration pins {expected}")
+
+
+def digest_of(module: Path) -> str:
+    """SHA-256 of the library file, hex."""
+    return hashlib.sha256(module.read_bytes()).hexdigest()
 
 
 def refuse_other_libraries(module: Path) -> None:

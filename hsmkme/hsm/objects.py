@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.keywrap import aes_key_wrap
 from pkcs11 import Attribute, KeyType, MechanismFlag, ObjectClass
 from pkcs11.mechanisms import Mechanism
 from pkcs11.util.ec import encode_ec_public_key
@@ -15,7 +16,7 @@ from hsmkme.hsm import sealing, templates
 AUDIT_LABEL: Final = "audit"
 DIGEST_LABEL: Final = "digest"
 LINK_KEY_BYTES: Final = 32
-_LINK_CHECK: Final = b"hsmkme/link-check/1"
+LINK_CHECK: Final = b"hsmkme/link-check/1"
 
 
 def master_label(epoch: int) -> str:
@@ -26,6 +27,11 @@ def master_label(epoch: int) -> str:
 def link_label(link_id: str) -> str:
     """The label of the key that both ends of the link ``link_id`` share."""
     return f"link/{link_id}"
+
+
+def transport_label(device: str) -> str:
+    """The label of the key under which ``device`` wraps what it deposits."""
+    return f"transport/{device}"
 
 
 def find_object(session: Any, label: str, kind: ObjectClass) -> Any:
@@ -73,11 +79,19 @@ def link_check_value(key: Any, link_id: str) -> str:
 
     HMAC-SHA256 over ``hsmkme/link-check/1`` and the link id; no message between KMEs begins like that.
     """
-    return bytes(key.sign(_LINK_CHECK + link_id.encode(), mechanism=Mechanism.SHA256_HMAC))[:5].hex()
+    return bytes(key.sign(LINK_CHECK + link_id.encode(), mechanism=Mechanism.SHA256_HMAC))[:5].hex()
+
+
+def transport_check_value(value: bytes) -> str:
+    """The check value of a transport key, of the same form as a master's: the device makes it of its own copy.
+
+    The key in the token can only unwrap, so this is made of the bytes that came in.
+    """
+    return aes_key_wrap(value, bytes(32))[:5].hex()
 
 
 def public_pem(key: Any) -> bytes:
-    """A public EC key as PEM."""
+    """An EC public key object as PEM."""
     return serialization.load_der_public_key(bytes(encode_ec_public_key(key))).public_bytes(
         serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
     )

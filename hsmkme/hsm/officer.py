@@ -6,33 +6,34 @@ one that differs is destroyed before anything could be put under it.
 
 from __future__ import annotations
 
-import hmac
-import itertools
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any, Final
 
-from pkcs11 import Attribute, KeyType, MechanismFlag, ObjectClass
+from pkcs11 import Attribute, KeyType, Mechanism, MechanismFlag, ObjectClass
 from pkcs11.util.ec import encode_named_curve_parameters
 
 from hsmkme.errors import OperatorFault
 from hsmkme.hsm import templates
 from hsmkme.hsm.anchor import ANCHOR_LABEL, NOTHING, anchor_template, anchored
-from hsmkme.hsm.cryptoki import Cryptoki
 from hsmkme.hsm.faults import translated
 from hsmkme.hsm.masters import generate_master
-from hsmkme.hsm.module import load_module
+from hsmkme.hsm.notes import note_template
 from hsmkme.hsm.objects import (
     AUDIT_LABEL,
     DIGEST_LABEL,
     LINK_KEY_BYTES,
     check_value,
+    find_object,
     link_check_value,
     link_label,
     master_label,
+    public_pem,
+    transport_check_value,
+    transport_label,
 )
 from hsmkme.hsm.profiles import TokenAddress
-from hsmkme.hsm.session import PinSource, Sessions, find_token, login_turn
-from hsmkme.model import KeyMaterial
+from hsmkme.hsm.session import PinSource, Sessions
+from hsmkme.model import CeremonyNote, KeyMaterial
 
 _SHOWN: Final = (
     Attribute.LOCAL,
@@ -45,85 +46,68 @@ _SHOWN: Final = (
 )
 
 Evidence = dict[str, object]
-"""Attributes of a new object as read back, fit for a transcript."""
-
-
-def initialise_token(address: TokenAddress, so_pin: PinSource, user_pin: PinSource) -> str:
-    """Initialise a free slot as the token ``address.label`` and set both PINs; returns the serial number.
-
-    Refuses if a token of that label exists: initialising erases.
-    """
-    with login_turn(address), translated("initialising the token"):
-        module = load_module(address)
-        cryptoki = Cryptoki(str(address.module))
-        slot = _free_slot(module, address.label)
-        cryptoki.init_token(slot, so_pin(), address.label)
-        module.reinitialize()
-        token = find_token(module, address)
-        session = token.open(rw=True, so_pin=so_pin())
-        session.init_pin(user_pin())
-        session.close()
-        serial = token.serial.decode()
-        module.finalize()
-    return str(serial)
-
-
-def _free_slot(module: Any, label: str) -> int:
-    slots = {slot.slot_id: slot.get_token() for slot in module.get_slots(token_present=True)}
-    if any(token.label == label for token in slots.values()):
-        raise OperatorFault(f"a token labelled {label!r} exists already; initialising would erase it")
-    free = [slot_id for slot_id, token in slots.items() if not token.label]
-    if not free:
-        raise OperatorFault("no slot holds an uninitialised token")
-    return int(free[0])
-
-
-def joined(components: Sequence[KeyMaterial]) -> KeyMaterial:
-    """The XOR of ``components`` of 32 bytes each, at least one: who lacks one of them knows nothing of it.
-
-    Raises `OperatorFault` for another length, and for one component given twice: it would cancel itself out.
-    """
-    values = [component.reveal() for component in components]
-    if not values or any(len(value) != LINK_KEY_BYTES for value in values):
-        raise OperatorFault(f"a link key is made of one or more components of {LINK_KEY_BYTES} bytes each")
-    if any(hmac.compare_digest(one, other) for one, other in itertools.combinations(values, 2)):
-        raise OperatorFault("two components are the same: they would cancel each other out")
-    result = bytes(LINK_KEY_BYTES)
-    for value in values:
-        result = bytes(one ^ other for one, other in zip(result, value, strict=True))
-    if not any(result):
-        raise OperatorFault("the components cancel each other out")
-    return KeyMaterial(result)
+"""What a token object is, as read back, fit for a transcript."""
 
 
 class Officer:
-    """A read-write login on the token at ``address``."""
+    """A login on the token at ``address``; read-write, unless it is only to look."""
 
-    def __init__(self, address: TokenAddress, user_pin: PinSource) -> None:
-        self._sessions = Sessions(address, user_pin, writable=True)
+    def __init__(self, address: TokenAddress, user_pin: PinSource, *, writable: bool = True) -> None:
+        self._sessions = Sessions(address, user_pin, writable=writable)
 
     def close(self) -> None:
         """Log out."""
         self._sessions.close()
 
-    def describe_token(self) -> Evidence:
-        """Which token this is, as it says of itself."""
-        with translated("reading the token"), self._sessions.lane() as lane:
-            token = lane.session.token
-            return {
-                "label": token.label,
-                "serial": token.serial.decode(),
-                "manufacturer": token.manufacturer_id,
-                "model": token.model,
-                "firmware": ".".join(map(str, token.firmware_version)),
-            }
+    def labels(self) -> list[str]:
+        """The label of every object on the token, each once."""
+        with translated("listing the token"), self._sessions.lane() as lane:
+            return sorted({found[Attribute.LABEL] for found in lane.session.get_objects({Attribute.TOKEN: True})})
+
+    def destroy(self, label: str) -> Evidence:
+        """Destroy every object labelled ``label``, and look that none is left. None there: none was destroyed.
+
+        Of a master key the check value is reported, so that everybody knows which one it was.
+        """
+        wanted = {Attribute.LABEL: label, Attribute.TOKEN: True}
+        with translated(f"destroying {label}"), self._sessions.lane() as lane:
+            found = list(lane.session.get_objects(wanted))
+            masters = [one for one in found if label.startswith("master/") and hasattr(one, "wrap_key")]
+            values = [check_value(lane.session, one) for one in masters]
+            for one in found:
+                one.destroy()
+            if any(lane.session.get_objects(wanted)):
+                raise OperatorFault(f"the token still has an object labelled {label!r} after it was destroyed")
+        return {"label": label, "destroyed": len(found), **({"check_value": values[0]} if values else {})}
+
+    def sign(self, digest: bytes) -> bytes:
+        """ECDSA P-256 by the audit key over a SHA-256 digest; 64 bytes, r ‖ s."""
+        with translated("signing a transcript"), self._sessions.lane() as lane:
+            key = find_object(lane.session, AUDIT_LABEL, ObjectClass.PRIVATE_KEY)
+            templates.verify_object(AUDIT_LABEL, key, templates.AUDIT_PRIVATE, self._sessions.cryptoki)
+            return bytes(key.sign(digest, mechanism=Mechanism.ECDSA))
+
+    def audit_public_key(self) -> bytes:
+        """The public half of the audit key, PEM."""
+        with translated("reading the audit key"), self._sessions.lane() as lane:
+            return public_pem(find_object(lane.session, AUDIT_LABEL, ObjectClass.PUBLIC_KEY))
+
+    def note(self, note: CeremonyNote) -> None:
+        """Leave a note for the service, unless it is there already."""
+        template = note_template(note)
+        with translated("leaving a note"), self._sessions.lane() as lane:
+            if not any(lane.session.get_objects({Attribute.LABEL: template[Attribute.LABEL]})):
+                lane.session.create_object(template)
 
     def make_master(self, epoch: int) -> Evidence:
         """Generate the master key of ``epoch``."""
+        return self._generate_master(epoch, templates.MASTER, templates.MADE_HERE)
+
+    def _generate_master(self, epoch: int, template: templates.Template, origin: templates.Template) -> Evidence:
         with translated(f"making {master_label(epoch)}"), self._sessions.lane() as lane:
             self._refuse_existing(lane.session, master_label(epoch))
-            key = generate_master(lane.session, epoch)
-            evidence = self._verified(master_label(epoch), [key], templates.MASTER)
+            key = generate_master(lane.session, epoch, template)
+            evidence = self._verified(master_label(epoch), [key], template, origin)
             return {**evidence, "check_value": check_value(lane.session, key)}
 
     def make_digest_key(self) -> Evidence:
@@ -168,18 +152,30 @@ class Officer:
 
     def make_link_key(self, link_id: str, value: KeyMaterial) -> Evidence:
         """Bring the key of the link ``link_id`` into the token: ``value``, 32 bytes, the same at both ends."""
-        label, secret = link_label(link_id), value.reveal()
+        return self._brought(
+            link_label(link_id), value, templates.LINK, lambda key: link_check_value(key, link_id)
+        )
+
+    def make_transport_key(self, device: str, value: KeyMaterial) -> Evidence:
+        """Bring the key under which ``device`` wraps what it deposits: ``value``, 32 bytes, as the device has it."""
+        return self._brought(
+            transport_label(device), value, templates.TRANSPORT, lambda _: transport_check_value(value.reveal())
+        )
+
+    def _brought(
+        self, label: str, value: KeyMaterial, template: templates.Template, check: Callable[[Any], str]
+    ) -> Evidence:
+        """Create the object ``label`` of a value that came from outside, read it back and make its check value."""
+        secret = value.reveal()
         if len(secret) != LINK_KEY_BYTES:
-            raise OperatorFault(f"a link key has {LINK_KEY_BYTES} bytes")
+            raise OperatorFault(f"{label} has {LINK_KEY_BYTES} bytes")
         with translated(f"bringing {label}"), self._sessions.lane() as lane:
             self._refuse_existing(lane.session, label)
             identity = {Attribute.LABEL: label, Attribute.ID: label.encode(), Attribute.VALUE: secret}
-            key = lane.session.create_object(
-                {Attribute.CLASS: ObjectClass.SECRET_KEY, **templates.LINK, **identity}
-            )
+            key = lane.session.create_object({Attribute.CLASS: ObjectClass.SECRET_KEY, **template, **identity})
             length = {Attribute.VALUE_LEN: LINK_KEY_BYTES}
-            evidence = self._verified(label, [key], {**templates.LINK, **length}, templates.BROUGHT_HERE)
-            return {**evidence, "check_value": link_check_value(key, link_id)}
+            evidence = self._verified(label, [key], {**template, **length}, templates.BROUGHT_HERE)
+            return {**evidence, "check_value": check(key)}
 
     def _refuse_existing(self, session: Any, label: str) -> None:
         if any(session.get_objects({Attribute.LABEL: label, Attribute.TOKEN: True})):
@@ -202,6 +198,29 @@ class Officer:
             raise
         shown = key.get_attributes(list(_SHOWN))
         return {"label": label, **{kind.name: _plain(shown[kind]) for kind in _SHOWN}}
+
+
+def expected(label: str, kind: str = "") -> Evidence:
+    """What a token will say of the object ``label`` if it is made as it must be; nothing of a check value.
+
+    ``kind``: a master key that is to be ``backed`` up, or is ``restored``.
+    """
+    form = _FORMS.get(kind or label.partition("/")[0])
+    if form is None:
+        return {"label": label}
+    said = {**form[0], **form[1]}
+    return {"label": label, **{shown.name: _plain(said[shown]) for shown in _SHOWN}}
+
+
+_FORMS: Final = {
+    "master": (templates.MASTER, templates.MADE_HERE),
+    "backed": (templates.BACKED_MASTER, templates.MADE_TO_LEAVE),
+    "restored": (templates.BACKED_MASTER, templates.BROUGHT_HERE),
+    "digest": (templates.DIGEST, templates.MADE_HERE),
+    "audit": (templates.AUDIT_PRIVATE, templates.MADE_HERE),
+    "link": (templates.LINK, templates.BROUGHT_HERE),
+    "transport": (templates.TRANSPORT, templates.BROUGHT_HERE),
+}
 
 
 def _plain(value: object) -> object:

@@ -58,6 +58,19 @@ MASTER: Final[Template] = {
     A.UNWRAP_TEMPLATE: UNWRAPPED_FORM,
 }
 
+# A master key that has a backup leaves the token wrapped under a trusted key, which only the security officer can make.
+BACKED_MASTER: Final[Template] = {**MASTER, A.EXTRACTABLE: True, A.WRAP_WITH_TRUSTED: True}
+
+# That key. TRUSTED is given in a login of the security officer alone, who sees no private object: so it is not one.
+BACKUP_KEY: Final[Template] = {
+    A.KEY_TYPE: KeyType.AES,
+    **_role(A.WRAP),
+    **_secret(token=False, extractable=False),
+    A.PRIVATE: False,
+    A.TRUSTED: True,
+    A.ALLOWED_MECHANISMS: (Mechanism.AES_KEY_WRAP,),
+}
+
 DIGEST: Final[Template] = {
     **_role(A.SIGN),
     **_secret(token=True, extractable=False),
@@ -70,6 +83,15 @@ LINK: Final[Template] = {
     **_role(A.SIGN),
     **_secret(token=True, extractable=False),
     A.ALLOWED_MECHANISMS: (Mechanism.SHA256_HMAC,),
+}
+
+# The key that a device wraps its keys under before it deposits them; its value comes from outside too.
+TRANSPORT: Final[Template] = {
+    A.KEY_TYPE: KeyType.AES,
+    **_role(A.UNWRAP),
+    **_secret(token=True, extractable=False),
+    A.ALLOWED_MECHANISMS: (Mechanism.AES_KEY_WRAP,),
+    A.UNWRAP_TEMPLATE: UNWRAPPED_FORM,
 }
 
 AUDIT_PRIVATE: Final[Template] = {
@@ -107,6 +129,9 @@ MOVING_KEY: Final[Template] = {
 # What the token alone can say of a key it made itself.
 MADE_HERE: Final[Template] = {A.LOCAL: True, A.NEVER_EXTRACTABLE: True, A.ALWAYS_SENSITIVE: True}
 
+# What it says of a key it made itself that may leave it, wrapped.
+MADE_TO_LEAVE: Final[Template] = {**MADE_HERE, A.NEVER_EXTRACTABLE: False}
+
 # What it says of a key that was brought to it.
 BROUGHT_HERE: Final[Template] = {A.LOCAL: False, A.NEVER_EXTRACTABLE: False, A.ALWAYS_SENSITIVE: False}
 
@@ -132,6 +157,11 @@ def _pack_mechanisms(mechanisms: tuple[Mechanism, ...]) -> bytes:
 
 def _unpack_mechanisms(raw: bytes) -> tuple[Mechanism, ...]:
     return tuple(Mechanism(code) for code in struct.unpack(f"@{len(raw) // 8}L", raw))
+
+
+def form_of(found: Any, template: Template) -> Template:
+    """The attributes that the object ``found`` must have: ``template``, or the other form of a master key."""
+    return BACKED_MASTER if template is MASTER and found[A.WRAP_WITH_TRUSTED] else template
 
 
 def verify_object(label: str, found: Any, expected: Template, cryptoki: Cryptoki) -> None:

@@ -23,6 +23,7 @@ from hsmkme.hsm.anchor import Anchor, anchored
 from hsmkme.hsm.answers import Fault
 from hsmkme.hsm.cryptoki import CryptokiError
 from hsmkme.hsm.faults import fault_of
+from hsmkme.hsm.notes import notes
 from hsmkme.hsm.profiles import TokenAddress
 from hsmkme.hsm.running import Runner
 from hsmkme.hsm.segments import Segments
@@ -30,6 +31,7 @@ from hsmkme.hsm.session import Lane, PinSource, Sessions
 from hsmkme.model import (
     BlockName,
     BlockSeal,
+    CeremonyNote,
     KeyMaterial,
     Lineage,
     OpenKey,
@@ -152,9 +154,17 @@ class Token:
 
         return self._runner.run("reading a check value", read)
 
+    def row_key(self) -> bytes:
+        """32 bytes that only this token gives: what seals rows of the store, so that who has its file cannot."""
+        return self._runner.run("deriving the key of rows", lambda lane: self._digest(lane, sealing.ROW_KEY))
+
     def anchored(self) -> Lineage:
         """What the token remembers of the store."""
         return self._runner.run("reading the anchor", lambda lane: anchored(lane.session))
+
+    def notes(self) -> list[CeremonyNote]:
+        """What ceremonies left on the token for the service to log, in no order."""
+        return self._runner.run("reading the notes of ceremonies", lambda lane: notes(lane.session))
 
     def anchor(self) -> Anchor:
         """What lets the token remember a store: for upkeep alone."""
@@ -185,7 +195,7 @@ class Token:
         name = f"{kind.name}:{label}"
         if name not in lane.objects:
             found = objects.find_object(lane.session, label, kind)
-            templates.verify_object(label, found, template, self._sessions.cryptoki)
+            templates.verify_object(label, found, templates.form_of(found, template), self._sessions.cryptoki)
             lane.objects[name] = found
         return lane.objects[name]
 

@@ -10,10 +10,13 @@ from hsmkme.store import schema
 from hsmkme.store.ageing import Ageing
 from hsmkme.store.agreed import Agreed, NewIds, Offer
 from hsmkme.store.answers import Answer, Answers
+from hsmkme.store.approving import Approval, Approving
 from hsmkme.store.blocks import Blocks, Outcome
 from hsmkme.store.carried import Carried, carried_name
+from hsmkme.store.ceremonies import Ceremonies
 from hsmkme.store.database import Chain, Database, connect, spoken
 from hsmkme.store.epochs import Epoch, Epochs
+from hsmkme.store.examining import Examining
 from hsmkme.store.inbox import Inbox, Receipt
 from hsmkme.store.keys import Keys
 from hsmkme.store.lineage import Lineages
@@ -34,12 +37,16 @@ __all__ = [
     "Agreed",
     "Answer",
     "Answers",
+    "Approval",
+    "Approving",
     "Blocks",
     "Carried",
+    "Ceremonies",
     "Chain",
     "Draft",
     "Epoch",
     "Epochs",
+    "Examining",
     "Inbox",
     "Keys",
     "Known",
@@ -86,9 +93,16 @@ class Store:
         self.ageing = Ageing(self._database)
         self.revoking = Revoking(self._database)
         self.registry = Registry(self._database)
+        self.ceremonies = Ceremonies(self._database)
         self.log = Log(self._database)
         self.answers = Answers(self._database)
+        self.approving = Approving(self._database)
         self.views = Views(self._database)
+        self.examining = Examining(self._database)
+
+    def seal_rows(self, key: bytes) -> None:
+        """Seal rows of keys under ``key`` from now on, at most 64 bytes, and believe no other."""
+        self._database.rows.key = key
 
     def checkpoint(self) -> None:
         """Empty the WAL into the file."""

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from hsmkme.errors import StoreError
+from hsmkme.errors import StoreError, StoreTampered
 from hsmkme.model import BlockName, BlockSeal, Entry, SealedKey
 from hsmkme.states import EpochState
 from hsmkme.store.database import Database, Transaction, spoken
@@ -46,6 +46,8 @@ class Epochs:
             rows = connection.execute(
                 "SELECT epoch, state, check_value, since, wraps, witness, proved FROM epoch ORDER BY epoch"
             ).fetchall()
+        if any(state not in set(EpochState) for _, state, *_ in rows):
+            raise StoreTampered("the row of an epoch was tampered with: it has no state that there is")
         return [
             Epoch(number, EpochState(state), check_value, since, wraps, witness, bool(proved))
             for number, state, check_value, since, wraps, witness, proved in rows
@@ -65,7 +67,7 @@ class Epochs:
         with self._database.read() as connection:
             row = connection.execute("SELECT epoch FROM epoch WHERE state = 'active'").fetchone()
         if row is None:
-            raise StoreError("the store knows no active master key: run `hsmkme ceremony first`")
+            raise StoreError("the store knows no active master key: hold a first ceremony (ops/ceremonies.md)")
         return int(row[0])
 
     def usable(self) -> frozenset[int]:

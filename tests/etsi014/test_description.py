@@ -93,7 +93,7 @@ def test_it_is_part_of_the_package() -> None:
     assert '"api/*.yaml"' in patterns
 
 
-RULE = re.compile(r"\b(?:SAE|KEY|USE|REQ|PEER)-[A-Z]+-[0-9]\b")
+RULE = re.compile(r"\b(?:SAE|KEY|USE|REQ|PEER|APPROVAL)-[A-Z]+-[0-9]\b")
 
 
 def test_every_rule_in_the_code_is_documented_and_the_other_way_round() -> None:

@@ -1,0 +1,178 @@
+"""What is done with a plan: checked, run dry, held, rehearsed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Final, Protocol, TypeVar
+
+from hsmkme.ceremony import checks, verifying
+from hsmkme.ceremony.checks import Machine
+from hsmkme.ceremony.conduct import Ceremony, carry_out
+from hsmkme.ceremony.hands import DryHands, Login, TokenHands
+from hsmkme.ceremony.people import Desk, People
+from hsmkme.ceremony.plan import Plan, Written
+from hsmkme.ceremony.prompts import DryDesk
+from hsmkme.ceremony.step import Epochs, Room
+from hsmkme.ceremony.transcript import Told, Transcript, read
+from hsmkme.errors import ConfigRefused, OperatorFault
+from hsmkme.hsm import initialising
+from hsmkme.hsm.module import digest_of
+from hsmkme.hsm.officer import Officer
+from hsmkme.hsm.profiles import TokenAddress, load_profile
+from hsmkme.hsm.session import PinSource
+from hsmkme.model import Clock
+
+Say = Callable[[str], None]
+Result = TypeVar("Result")
+
+REHEARSAL_PROFILE: Final = "softhsm-2.6"
+REHEARSAL_LABEL: Final = "test-rehearsal"
+REHEARSAL_PINS: Final = ("rehearsal-so", "rehearsal-user")
+"""Of the SO and of the user, on a token that is made for one rehearsal."""
+_ALL_KEYS: Final = ("audit", "master/1", "digest", "anchor")
+
+_CONF: Final = """\
+directories.tokendir = {directory}/tokens
+objectstore.backend = file
+log.level = ERROR
+slots.removable = false
+library.reset_on_fork = true
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What is ``wrong`` and stops a ceremony, and ``remarks`` that its transcript will have."""
+
+    wrong: list[str]
+    remarks: list[str]
+
+    def raise_wrong(self) -> None:
+        """Refuse if anything is wrong."""
+        if self.wrong:
+            raise ConfigRefused(self.wrong)
+
+
+def examined(written: Written, plan_file: Path, machine: Machine) -> Findings:
+    """Everything that shows itself before anybody logs in."""
+    plan, told = written.plan, read(written.plan.transcript)
+    of_machine = [*checks.of_machine(machine, plan, plan_file)]
+    of_token = checks.of_token(plan, begun=bool(told.told("step")))
+    wrong = [*checks.of_files(plan, told.done), *_of_transcript(told), *of_token]
+    return Findings(wrong, of_machine) if plan.token.is_test else Findings([*of_machine, *wrong], [])
+
+
+def _of_transcript(told: Told) -> list[str]:
+    if told.digest is None:
+        return []
+    try:
+        verifying.verify(told.path.read_text(encoding="utf-8").splitlines())
+    except verifying.BrokenError:
+        return []  # signatures are missing: it is gone on with
+    return [f"{told.path} exists: the ceremony was held; a transcript is never overwritten"]
+
+
+def of_objects(plan: Plan, desk: Desk) -> list[str]:
+    """What is wrong with the objects on the token. Somebody logs in for it, to look only."""
+    told = read(plan.transcript)
+    return [*checks.of_objects(plan, _present(plan, told, desk), told.done, told.begun)]
+
+
+class Keeper(Protocol):
+    """Who keeps the store that steps about epochs change."""
+
+    def open(self, address: TokenAddress, login: Login) -> Epochs:
+        """The epochs of the KME at this token."""
+
+    def prepare(self, address: TokenAddress, pin: str, active: int) -> None:
+        """For a rehearsal: a new store, with ``active`` as the active epoch of a token that has ``master/1``."""
+
+
+def hold(written: Written, desk: Desk, clock: Clock, keeper: Keeper, remarks: Sequence[str] = ()) -> bytes:
+    """Hold a ceremony in which nothing was found wrong, or go on with it; returns the digest of its transcript."""
+    plan = written.plan
+    transcript = Transcript(plan.transcript, clock)
+    people = People(desk, transcript.record)
+    hands = TokenHands(plan.token.address, partial(log_in, plan, people), again=transcript.begun is not None)
+    epochs = keeper.open(plan.token.address, hands.logged_out)
+    room = Room(people, hands, hands, epochs, plan.token.label, plan.absent)
+    return Ceremony(written, room, hands, transcript).hold(remarks)
+
+
+def log_in(plan: Plan, people: People, use: Callable[[PinSource], Result]) -> Result:
+    """The operator's PIN, for ``use``."""
+    return people.secret(plan.holders["operator"], "the user PIN", lambda pin: use(lambda: pin))
+
+
+def run_dry(written: Written, desk: Desk) -> list[str]:
+    """Say everything that would happen, and change nothing; returns what is wrong with the objects on the token."""
+    plan, told = written.plan, read(written.plan.transcript)
+    present = _present(plan, told, desk)
+    people = People(DryDesk(desk.say), partial(_say_line, desk.say))
+    hands = DryHands({"label": plan.token.label}, present)
+    desk.say(f"{plan.ceremony}: {plan.purpose}. Dry run: nothing is changed.")
+    for person in plan.person:
+        desk.say(f"{person.id} is {person.role}{', and signs' if person.key else ''}")
+    room = Room(people, hands, hands, hands, plan.token.label, plan.absent)
+    carry_out(plan, room, partial(_say_line, desk.say), told.done)
+    desk.say(f"\nAfterwards the token holds: {', '.join(hands.labels()) or 'nothing'}.")
+    return [*checks.of_objects(plan, present, told.done, told.begun)]
+
+
+def _say_line(say: Say, what: str, facts: Mapping[str, object]) -> None:
+    say(f"  writes {what}: {json.dumps(facts, sort_keys=True)}")
+
+
+def _present(plan: Plan, told: Told, desk: Desk) -> frozenset[str]:
+    """What the token holds, as far as the plan needs to know."""
+    if not plan.logs_in or initialising.token_state(plan.token.address) != "ready":
+        return frozenset()
+    if plan.initialises and not told.lines:
+        return frozenset()
+    people = People(desk, lambda _what, _facts: None)
+    officer = log_in(plan, people, lambda pin: Officer(plan.token.address, pin, writable=False))
+    try:
+        return frozenset(officer.labels())
+    finally:
+        officer.close()
+
+
+def rehearse(written: Written, directory: Path, desk: Desk, clock: Clock, keeper: Keeper) -> bytes:
+    """Hold the same ceremony on a new SoftHSM token in ``directory``, with a transcript beside it."""
+    if any(directory.iterdir()):
+        raise OperatorFault(f"{directory} is not empty: a rehearsal begins with nothing")
+    (directory / "tokens").mkdir(mode=0o700)
+    conf = directory / "softhsm2.conf"
+    conf.write_text(_CONF.format(directory=directory))
+    plan = _on_new_token(written.plan, directory, conf)
+    if not plan.initialises:
+        _prepare(plan)
+        if plan.active_before is not None:
+            keeper.prepare(plan.token.address, REHEARSAL_PINS[1], plan.active_before)
+        desk.say(f"In this rehearsal the SO PIN is {REHEARSAL_PINS[0]} and the user PIN {REHEARSAL_PINS[1]}.")
+    return hold(Written(plan, written.text), desk, clock, keeper, ["a rehearsal"])
+
+
+def _on_new_token(plan: Plan, directory: Path, conf: Path) -> Plan:
+    """The same plan for another token."""
+    library = Path(load_profile(REHEARSAL_PROFILE).module)
+    changes = {"profile": REHEARSAL_PROFILE, "module": library, "module_sha256": digest_of(library)}
+    token = {**changes, "label": REHEARSAL_LABEL, "serial": None, "softhsm_conf": conf}
+    steps = [step.rehearsed_in(directory) for step in plan.step]
+    other = {"token": plan.token.model_copy(update=token), "transcript": directory / "transcript.jsonl"}
+    return plan.model_copy(update={**other, "step": steps})
+
+
+def _prepare(plan: Plan) -> None:
+    """A token with what a KME has, but for what the plan makes."""
+    made = {label for step in plan.step for label in step.makes()}
+    initialising.initialise_token(plan.token.address, *REHEARSAL_PINS)
+    hands = TokenHands(plan.token.address, lambda use: use(lambda: REHEARSAL_PINS[1]), again=False)
+    for label in _ALL_KEYS:
+        if label not in made:
+            hands.make(label, backed=True)
+    hands.close()

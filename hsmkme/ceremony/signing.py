@@ -1,0 +1,53 @@
+"""How people sign a transcript: with their Ed25519 key, a file of OpenSSH or PEM that they bring and take away."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    PublicFormat,
+    load_pem_private_key,
+    load_ssh_private_key,
+)
+
+from hsmkme.ceremony.people import People
+from hsmkme.ceremony.plan import Person
+from hsmkme.ceremony.verifying import SIGNED
+from hsmkme.errors import OperatorFault, PinRefused
+from hsmkme.secrecy import private_text
+
+
+def signature_of(person: Person, digest: bytes, people: People) -> str:
+    """Have ``person`` sign the transcript of this digest; base64. A key that is not theirs is asked for again."""
+    key = people.text(person.id, "the file with your private key", lambda text: _key_of(person, Path(text), people))
+    return base64.b64encode(key.sign(SIGNED + digest)).decode()
+
+
+def _key_of(person: Person, path: Path, people: People) -> Ed25519PrivateKey:
+    content = private_text(path.expanduser(), "the private key").encode()
+    try:
+        key = _load(content, None)
+    except TypeError:  # it is encrypted
+        key = people.secret(person.id, "the passphrase of your key", lambda secret: _load(content, secret.encode()))
+    public = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).split()[1].decode()
+    if person.key is None or public != person.key.split()[1]:
+        raise OperatorFault(f"that is not the key of {person.id} in the plan")
+    return key
+
+
+def _load(content: bytes, passphrase: bytes | None) -> Ed25519PrivateKey:
+    """A key file; raises ``TypeError`` if it needs a passphrase."""
+    load = load_ssh_private_key if b"OPENSSH" in content else load_pem_private_key
+    try:
+        key = load(content, passphrase)
+    except (ValueError, UnsupportedAlgorithm) as error:
+        if passphrase is None:
+            raise OperatorFault("that file holds no private key of OpenSSH or PEM") from error
+        raise PinRefused("the passphrase does not open the key") from error
+    if not isinstance(key, Ed25519PrivateKey):
+        raise OperatorFault("the key is not of Ed25519")
+    return key

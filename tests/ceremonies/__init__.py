@@ -1,0 +1,1 @@
+"""Ceremonies as officers hold them: by the command line, on real tokens."""

@@ -1,0 +1,148 @@
+"""Whatever kill -9 leaves of a ceremony: does the same command say so, and bring it to its end?"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from hsmkme.ceremony.prompts import INTERRUPT
+from hsmkme.ceremony.transcript import read
+from hsmkme.ceremony.verifying import verify
+from tests.ceremonies.halls import Answers, Backed, Hall, backup_of, told, transcript_of
+from tests.ceremonies.killed import run_killed
+from tests.ceremonies.test_kinds import ALL, require_pins, require_state
+from tests.processes import apart, hsmkme, status_of
+from tests.tokens import PIN, link_answers
+
+LINK = link_answers("paris", bytes(range(32)))
+
+
+def has(*labels: str) -> Callable[[Hall], None]:
+    """Whether the token holds these objects, each once."""
+
+    def check(hall: Hall) -> None:
+        assert hall.labels() == sorted(labels)
+        assert len(hall.objects()) == len(labels) + 1 + len(hall.notes())  # the audit key is two objects
+
+    return check
+
+
+@dataclass(frozen=True)
+class Case:
+    """A ceremony: its kind, where it is held, what it is about and what people answer, how its end is known."""
+
+    kind: str
+    start: str
+    check: Callable[[Hall], object]
+    about: str = ""
+    answers: Answers = field(default_factory=dict)
+
+
+def pin_changed(hall: Hall) -> None:
+    apart(require_pins, hall.address, "operator", "another-pin", PIN)
+
+
+def nothing_left(hall: Hall) -> None:
+    assert hall.objects() == {}
+    apart(require_state, hall.address, "without user PIN")
+
+
+CASES = [
+    Case("first", "bare", has(*ALL)),
+    Case("link-key", "equipped", has(*ALL, "link/paris"), "paris", LINK),
+    Case("change-pin", "equipped", pin_changed, "", {"op-1.the-new-PIN": "another-pin", "op-1.the-old-PIN": PIN}),
+    Case("decommission", "equipped", nothing_left),
+    Case("backup", "backed", backup_of),
+    Case("restore", "bare", has(*ALL)),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.kind)
+def test_a_ceremony_killed_before_anything_that_it_does_is_gone_on_with_to_the_same_end(
+    case: Case, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    found: Hall | Backed = request.getfixturevalue(case.start)
+    start = found if isinstance(found, Hall) else found[0]
+    about, answers = case.about, case.answers
+    if case.kind == "restore":
+        hall, _, shares = request.getfixturevalue("backed")
+        about, answers = str(backup_of(hall)), {f"{who}.your-share": words for who, words in shares.items()}
+
+    def run(hall: Hall, plan: Path, point: int) -> int:
+        arguments = ("ceremony", "run", plan, "--answers", hall.answers(answers))
+        return status_of(run_killed, point, hall.home / "points", *arguments)
+
+    whole = start.copy(tmp_path / "whole")
+    written = whole.plan(case.kind, about)
+    assert run(whole, written, 0) == 0
+    points = (whole.home / "points").read_text().splitlines()
+    assert len(points) > 4
+    for point, name in enumerate(points, start=1):
+        hall = start.copy(tmp_path / f"point-{point}")
+        plan = hall.home / written.name
+        plan.write_text(written.read_text().replace(str(whole.home), str(hall.home)))
+        assert run(hall, plan, point) == -signal.SIGKILL, name
+        interrupted = read(transcript_of(plan)).begun is not None
+        again = hall.run(plan, answers)
+        assert again.status == 0, (name, again.err)
+        assert ("was begun and not reported" in again.out) == interrupted, name
+        verify(transcript_of(plan).read_text().splitlines())
+        case.check(hall)
+
+
+def test_what_an_interrupted_step_left_is_removed_and_made_again(equipped: Hall, tmp_path: Path) -> None:
+    hall = equipped.copy(tmp_path / "hall")
+    plan, before = hall.plan("link-key", "paris"), hall.objects()
+    answers = hall.answers(LINK)
+    points = hall.home / "points"
+    assert status_of(run_killed, 4, points, "ceremony", "run", plan, "--answers", answers) == -signal.SIGKILL
+    assert points.read_text().splitlines()[-1] == "verify_object"
+    left = hall.objects().keys() - before.keys()
+    assert len(left) == 1
+    assert hall.run(plan, LINK).status == 0
+    assert told(plan, "removed") == [{"label": "link/paris", "destroyed": 1}]
+    assert not left & hall.objects().keys()
+
+
+def test_a_token_that_others_made_meanwhile_is_not_erased(empty: Hall) -> None:
+    """The ceremony was stopped where the token was to be initialised; another one made it since then."""
+    plan = empty.plan("first")
+    assert empty.run(plan, {"so-1.new-SO-PIN": INTERRUPT}).status == 3
+    assert empty.run(empty.plan("first-with-backup")).status == 0
+    before = empty.objects()
+    done = empty.run(plan)
+    assert (done.status, "it is not the one that this ceremony began to make" in done.err) == (1, True)
+    done = empty.run(plan, {"op-1.new-user-PIN": "another-pin"})
+    assert (done.status, "PinIncorrect" in done.err) == (1, True)
+    assert empty.objects() == before
+
+
+def test_a_line_that_was_being_written_never_happened(equipped: Hall, tmp_path: Path) -> None:
+    hall = equipped.copy(tmp_path / "hall")
+    plan = hall.plan("link-key", "paris")
+    hall.run(plan, {})  # ends where custodians are asked
+    transcript = transcript_of(plan)
+    whole = transcript.read_bytes()
+    transcript.write_bytes(whole + whole[: len(whole.splitlines()[0]) // 2])
+    assert hall.run(plan, LINK).status == 0
+    assert transcript.read_bytes().startswith(whole)
+    assert hsmkme("ceremony", "verify", plan).status == 0
+
+
+def test_an_object_that_the_transcript_has_and_the_token_lost_stops_it(equipped: Hall, tmp_path: Path) -> None:
+    """Somebody took away between two runs what the first one made."""
+    hall = equipped.copy(tmp_path / "hall")
+    step = '\n[[step]]\ndo = "bring"\nby = ["custodian-1", "custodian-2"]\nobject = "link/rome"\nother_end = "far"\n'
+    plan = hall.plan("link-key", "paris")
+    plan.write_text(plan.read_text() + step)
+    before = set(hall.objects())
+    assert hall.run(plan, LINK).status == 3  # nobody answers about rome
+    (made,) = set(hall.objects()) - before
+    (path,) = hall.home.glob(f"tokens/*/{made}")
+    path.unlink()
+    done = hall.run(plan, LINK)
+    assert (done.status, "the token does not have it" in done.err) == (1, True)
