@@ -48,12 +48,16 @@ def of_machine(machine: Machine, plan: Plan, plan_file: Path) -> Iterator[str]:
         yield f"the clock says {now}, and the plan was written later than that"
 
 
-def of_files(plan: Plan, done: int) -> Iterator[str]:
-    """Outputs that exist already or cannot be written, inputs that cannot be read; ``done`` steps were done before."""
+def of_files(plan: Plan, done: int, begun: int | None) -> Iterator[str]:
+    """Outputs that exist already or cannot be written, inputs that cannot be read; ``done`` steps were done before.
+
+    What is gone on with may be there: the transcript, and what the step ``begun`` left.
+    """
+    kept = {plan.transcript, *(plan.step[begun - 1].writes() if begun else ())}
     for path in (plan.transcript, *(path for step in plan.step[done:] for path in step.writes())):
         if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
             yield f"{path} cannot be written: {path.parent} is no directory, or not writable"
-        elif path.exists() and path != plan.transcript:  # a transcript that was begun is gone on with
+        elif path.exists() and path not in kept:
             yield f"{path} exists: nothing is overwritten, name another file"
     for path in (*plan.absent.values(), *(path for step in plan.step[done:] for path in step.reads())):
         if not os.access(path, os.R_OK):

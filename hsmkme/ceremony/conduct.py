@@ -165,6 +165,10 @@ def carry_out(plan: Plan, room: Room, record: Record, done: int = 0, begun: int 
 def _remove(step: Step, room: Room, record: Record) -> None:
     for label in step.makes():
         record("removed", room.hands.destroy(label))
+    for path in step.writes():
+        if path.exists():
+            path.unlink()
+            record("removed", {"file": path.name})
 
 
 def _require_expected(step: Step, evidence: Evidence, room: Room) -> None:

@@ -62,7 +62,7 @@ def examined(written: Written, plan_file: Path, machine: Machine) -> Findings:
     plan, told = written.plan, read(written.plan.transcript)
     of_machine = [*checks.of_machine(machine, plan, plan_file)]
     of_token = checks.of_token(plan, begun=bool(told.told("step")))
-    wrong = [*checks.of_files(plan, told.done), *_of_transcript(told), *of_token]
+    wrong = [*checks.of_files(plan, told.done, told.begun), *_of_transcript(told), *of_token]
     return Findings(wrong, of_machine) if plan.token.is_test else Findings([*of_machine, *wrong], [])
 
 

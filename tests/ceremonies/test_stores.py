@@ -50,7 +50,7 @@ def begin_service(hall: Hall) -> None:
     custody = Custody(token, store, lambda: 1_800_000_000.0)
     store.registry.admit_links([Link("local", "kme-1")], Entry("link.admit", "test"))
     block = RawBlock(BlockName("local", os.urandom(4).hex()), 256, KeyMaterial(os.urandom(64)))
-    custody.deposit(block, BlockState.READY, 1000, "test")
+    custody.deposit([block], BlockState.READY, 1000, "test")
     store.close()
     token.close()
 
