@@ -27,6 +27,7 @@ _SETTINGS = (
     "PRAGMA trusted_schema = OFF",
     "PRAGMA recursive_triggers = ON",  # otherwise REPLACE deletes without asking the triggers
     "PRAGMA busy_timeout = 1000",
+    "PRAGMA cache_size = -16384",  # KiB: the inner pages of every table of a store of ten million keys
 )
 
 
