@@ -114,13 +114,13 @@ class KeysSection(_Section):
 class FairUseSection(_Section):
     """``[fair_use]``: limits such as ``"200/second"`` or ``"100000/day"``; empty for none. Shared by all workers.
 
-    ``waiting`` is how many requests one worker lets wait for a thread before it answers 503 at once.
+    ``waiting`` is how many requests one worker takes on at a time; it answers 503 to those on top.
     """
 
     requests_per_sae: Limit = ""
     requests_total: Limit = ""
     keys_per_relation: Limit = ""
-    waiting: Positive = 256
+    waiting: Positive = 48
 
 
 class OfficerSection(_Section):

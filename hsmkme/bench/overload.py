@@ -36,7 +36,7 @@ class Overload:
         rate = TIMES * SATURATION.measure(stand, seconds)["requests_per_second"]
         server, asked = stand.servers[self.server], [request(f"/api/v1/keys/{SLAVE}/enc_keys")]
         clients = [Clients(server.ports[MASTER], server.site.identity(MASTER), CONNECTIONS, asked)] * CLIENTS
-        outcome = stand.generator.run(Plan(clients, seconds, rate=rate, watch=server.pids))
+        outcome = stand.generator.run(Plan(clients, seconds, rate=rate))
         stand.ledger.fetched(stand.ledger.good(self.name, outcome.early + outcome.answers))
         times = sorted(a.seconds for a in outcome.answers if a.status == HTTPStatus.OK)
         refused = sorted(a.seconds for a in outcome.answers if a.status == HTTPStatus.SERVICE_UNAVAILABLE)

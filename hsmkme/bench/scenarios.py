@@ -8,6 +8,7 @@ from typing import Final, Protocol
 
 from hsmkme.bench.alone import Work, deposit, open_bare, open_keys, seal_bare, seal_blocks, side_by_side
 from hsmkme.bench.loads import Call, Figures, Load
+from hsmkme.bench.overload import Overload
 from hsmkme.bench.site import WORKERS
 from hsmkme.bench.stand import CEILING, GTHREAD, KME, TWO_KMES, Stand
 
@@ -85,6 +86,7 @@ SCENARIOS: Final[Sequence[Scenario]] = (
     Load("enc-1024-bits", KME, Call.ENC_KEYS, bits=1024),
     Load("status", KME, Call.STATUS),
     Load("two-enc-32", TWO_KMES, Call.ENC_KEYS),
+    Overload("overload"),
     Alone("token-open-bare", open_bare, WORKERS),
     Alone("token-open", open_keys, WORKERS),
     Alone("token-seal-bare", seal_bare),

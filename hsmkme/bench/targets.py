@@ -47,6 +47,7 @@ TARGETS: Final[Sequence[Target]] = (
     Target("dec_keys, 32 connections ÷ ceiling", _RATE, "dec-32", "ceiling-32", least=0.75),
     Target("enc_keys, p99 ÷ gthread", "p99_ms", "enc-32", "gthread-32", most=1.0),
     Target("dec_keys, p99 ÷ gthread", "p99_ms", "dec-32", "gthread-32", most=1.0),
+    Target("overload, p99 ÷ saturation", "p99_ms", "overload", "enc-32", most=3.0),
     Target("new connections, enc_keys ÷ gthread", _RATE, "enc-new", "gthread-new", least=1.6),
     Target("128 keys a request ÷ C_Decrypt alone", _KEYS, "enc-128-keys", "token-open-bare", least=0.7),
     Target("deposit ÷ C_Encrypt alone", _KEYS, "deposit", "token-seal-bare", least=0.8),
