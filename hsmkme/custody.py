@@ -7,8 +7,10 @@ record is in that commit.
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from uuid import UUID
 
@@ -22,7 +24,7 @@ from hsmkme.audit import (
     timestamp,
 )
 from hsmkme.epochs import Epochs
-from hsmkme.errors import AuditBroken, RecordFault, StoreError, TokenError
+from hsmkme.errors import AuditBroken, OperatorFault, RecordFault, StoreError, StoreTampered, TokenError
 from hsmkme.hsm.token import Token
 from hsmkme.messages.bodies import Body, Carry, KeyReport
 from hsmkme.model import (
@@ -51,9 +53,23 @@ class Custody:
         self._token = token
         self._store = store
         self._clock = clock
+        self._sound = store.examining.sound
+        store.seal_rows(token.row_key())
         self._take_notes()
-        self._epochs = Epochs(token, store, clock)
+        try:
+            self._epochs = Epochs(token, store, clock)
+        except (OperatorFault, StoreTampered) as fault:
+            with suppress(TokenError):
+                token.anchored()  # a token that lost sight of everything blames no row
+                self._alarm_of_epochs(str(fault))
+            raise
         self._check_lineage()
+
+    def _alarm_of_epochs(self, reason: str) -> None:
+        """Record that the store's epochs are not the token's, once however often somebody starts."""
+        latest = self._store.log.latest(1, "alarm.")
+        if not latest or json.loads(latest[0].text).get("reason") != reason:
+            self._store.log.append(Entry("alarm.epochs-differ", "custody", {"reason": reason}))
 
     def _take_notes(self) -> None:
         """Log what ceremonies did on this token since somebody looked last; the first one begins epoch 1."""
@@ -104,7 +120,8 @@ class Custody:
         The token answers before anything is claimed, so that a failing token burns none.
         """
         self._epochs.prove_if_idle()
-        return self._open_or_burn(self._store.blocks.claim(demand, Entry("key.deliver", actor), retry))
+        entry = Entry("key.deliver", actor)
+        return self._open_or_burn(self._sound(lambda: self._store.blocks.claim(demand, entry, retry)))
 
     def deliver(self, demand: Demand, actor: str, retry: Retry | None = None) -> list[OpenKey] | None:
         """Open keys that were agreed with the peer before; None when they are not enough.
@@ -112,7 +129,8 @@ class Custody:
         Durable writes: as for `release`, but that the peer is told of keys that do not open.
         """
         self._epochs.prove_if_idle()
-        keys = self._store.agreed.deliver(demand, Entry("key.deliver", actor), retry)
+        entry = Entry("key.deliver", actor)
+        keys = self._sound(lambda: self._store.agreed.deliver(demand, entry, retry))
         return None if keys is None else self._open_or_burn(keys)
 
     def offer(self, demand: Demand, new_ids: NewIds, actor: str) -> Offer:
@@ -122,7 +140,7 @@ class Custody:
         burns the keys: upkeep voids what was not confirmed in time.
         """
         self._epochs.prove_if_idle()
-        return self._store.agreed.offer(demand, new_ids, Entry("key.claim", actor))
+        return self._sound(lambda: self._store.agreed.offer(demand, new_ids, Entry("key.claim", actor)))
 
     def carry(self, offer: Offer) -> list[Draft]:
         """Mask the keys of an offer by their pads: a message to each further KME that serves a slave.
@@ -211,7 +229,7 @@ class Custody:
 
     def held(self, key_ids: Sequence[UUID]) -> dict[UUID, HeldKey]:
         """What is known of claimed keys."""
-        return self._store.keys.held(key_ids)
+        return self._sound(lambda: self._store.keys.held(key_ids), key_ids)
 
     def collect(
         self, slave: str, keys: Sequence[SealedKey], actor: str, retry: Retry | None = None, keep_seconds: int = 0
@@ -227,7 +245,8 @@ class Custody:
         except RecordFault as fault:
             self._quarantine(fault, actor)
             raise
-        self._store.keys.collect(slave, [key.key_id for key in keys], Entry("key.collect", actor), retry, keep_seconds)
+        entry, key_ids = Entry("key.collect", actor), [key.key_id for key in keys]
+        self._sound(lambda: self._store.keys.collect(slave, key_ids, entry, retry, keep_seconds))
         return opened
 
     def repeat(self, keys: Sequence[SealedKey], actor: str) -> list[OpenKey]:
@@ -252,7 +271,10 @@ class Custody:
 
     def _quarantine(self, fault: RecordFault, actor: str) -> None:
         log.error("ALARM %s: quarantined", fault)
-        self._store.blocks.freeze(BlockName(fault.link_id, fault.block_id), Entry("alarm.block-tampered", actor))
+        try:
+            self._store.blocks.freeze(BlockName(fault.link_id, fault.block_id), Entry("alarm.block-tampered", actor))
+        except StoreError:  # the row breaks rules of its table too
+            self._store.examining.examine(actor)
 
     def seal_log(self) -> Seal | None:
         """Sign the last row of the log; None if it is sealed already.

@@ -18,6 +18,7 @@
     ├── ApprovalRefused            a destructive act that officers did not approve as they must
     ├── StoreError
     │   ├── StoreUnavailable           disk full, read-only, locked: may heal by itself
+    │   ├── StoreTampered              rows make no sense: somebody wrote to the file; to be examined
     │   ├── PoolShort                  fewer keys than a claim wants; nothing was claimed
     │   ├── KeyNotHeld                 a key is not what it was when it was looked up
     │   ├── AnsweredAlready            a request with this Idempotency-Key was answered meanwhile
@@ -134,6 +135,17 @@ class StoreError(HsmkmeError):
 
 class StoreUnavailable(StoreError):
     """The database cannot write or read now."""
+
+
+class StoreTampered(StoreError):
+    """A row makes no sense: somebody wrote to the file. Nothing was changed: examine the store, and ask again.
+
+    ``blocks`` are the numbers of blocks that do, though each value in their rows could be.
+    """
+
+    def __init__(self, message: str, blocks: Sequence[int] = ()) -> None:
+        super().__init__(message)
+        self.blocks = blocks
 
 
 class PoolShort(StoreError):

@@ -9,7 +9,7 @@ from typing import Final
 
 from hsmkme.config import Config
 from hsmkme.custody import Custody
-from hsmkme.errors import HsmkmeError
+from hsmkme.errors import HsmkmeError, StoreTampered
 from hsmkme.model import Clock, Entry, Lineage
 from hsmkme.store import Store
 
@@ -65,9 +65,16 @@ class Upkeep:
                 continue
             duty.due = now + duty.seconds
             try:
-                duty.act()
+                self._do(duty)
             except (HsmkmeError, OSError) as error:
                 log.error("duty %s failed, it will be tried again: %s", duty.name, error)
+
+    def _do(self, duty: Duty) -> None:
+        try:
+            duty.act()
+        except StoreTampered as tampered:  # it would meet the same row every time
+            self._store.examining.examine("upkeep", (), tampered.blocks)
+            duty.act()
 
     def seal(self) -> None:
         """Seal the log when enough rows or seconds went by since the last seal."""

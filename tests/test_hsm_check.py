@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import pkcs11
 import pytest
 
 from hsmkme.errors import OperatorFault, TokenUnavailable
@@ -47,10 +46,10 @@ def test_the_speed_of_each_operation_is_measured(survey: Survey) -> None:
     assert all(0 < microseconds < 1e6 for microseconds in speeds.values())
 
 
-def test_a_survey_leaves_no_object_behind(survey: Survey, address: TokenAddress) -> None:
+def test_a_survey_leaves_no_object_behind(survey: Survey) -> None:
     def token_objects() -> int:
-        with pkcs11.lib(str(address.module)).get_token(token_label=address.label).open(user_pin=PIN) as session:
-            return len(list(session.get_objects()))
+        with survey._sessions.lane() as lane:
+            return len(list(lane.session.get_objects()))
 
     before = token_objects()
     assert unfit(survey) == {}

@@ -181,7 +181,7 @@ def test_a_live_key_is_not_deleted_and_a_tombstone_can_be(subject: Subject, raw:
 def test_a_live_key_is_not_replaced(subject: Subject, raw: sqlite3.Connection) -> None:
     subject.fill()
     subject.claim(1)
-    refused(raw, "REPLACE INTO key SELECT key_id, relation_id, state, 64, parts, 0, claimed_at, 1, -1 FROM key")
+    refused(raw, "REPLACE INTO key SELECT key_id, relation_id, state, 64, parts, 0, claimed_at, 1, -1, seal FROM key")
 
 
 @pytest.mark.parametrize(

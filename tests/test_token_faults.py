@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _ssl
 import ctypes
 import gc
 import stat
@@ -32,6 +33,7 @@ from tests.tokens import PIN, made_token
 PROGRAMS = Path(__file__).parent / "programs"
 FORKING = PROGRAMS / "token_fork.py"
 LOGIN = PROGRAMS / "token_login.py"
+OPENSSL = ctypes.PyDLL(_ssl.__file__)
 
 
 class CountingPin:
@@ -133,6 +135,15 @@ VERBS: dict[str, Callable[[Use], object]] = {
 @pytest.fixture
 def use(counted: Token, block: RawBlock, sealed: SealedBlock) -> Use:
     return Use(counted, block, sealed)
+
+
+@pytest.mark.parametrize("loss", [finalise_the_module, finalise_the_binding])
+def test_a_module_that_began_anew_leaves_no_errors_that_tls_would_take_for_its_own(
+    use: Use, address: TokenAddress, loss: Callable[[TokenAddress], None]
+) -> None:
+    loss(address)
+    open_rightly(use)
+    assert OPENSSL.ERR_peek_error() == 0
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -77,7 +77,7 @@ def back_up(
     """
     with login_turn(address), translated(f"backing up {master_label(epoch)}"):
         module = load_module(address)
-        initialise_again(module)
+        initialise_again(module, address.module)
         token = find_token(module, address)
         session = token.open(rw=True, attribute_mapper=templates.mapper())
         try:

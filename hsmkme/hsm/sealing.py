@@ -14,10 +14,13 @@ from hsmkme.errors import TokenUnavailable
 from hsmkme.model import BlockName, BlockSeal, KeyMaterial, Part, RawBlock, SealedBlock, segment_bytes
 
 _HEADER: Final = struct.Struct(">BBBI")
+_LAST_EPOCH: Final = 2**32 - 1
 _VERSION: Final = 1
 _WRAPPING_AES_KW: Final = 1
 _SEALING_GCM: Final = 1
 _DOMAIN: Final = b"hsmkme/segment/1"
+ROW_KEY: Final = b"hsmkme/row-key/1"
+"""What the digest key signs to give the key that seals rows; no digest input begins like that."""
 _TAG_DOMAIN: Final = b"kme-peer/1/tag"
 _LAST_NUMBER: Final = 0xFFFF_FFFF
 
@@ -36,6 +39,8 @@ def with_header(epoch: int, wrapped_key: bytes) -> bytes:
 
 def wrapped_key_of(seal: BlockSeal) -> bytes | None:
     """The AES-KW blob inside ``seal.wrapped``, or None when it is not a form this code writes."""
+    if not 0 < seal.epoch <= _LAST_EPOCH:
+        return None
     expected = with_header(seal.epoch, b"")
     header, wrapped_key = seal.wrapped[: _HEADER.size], seal.wrapped[_HEADER.size :]
     return wrapped_key if header == expected and len(wrapped_key) == WRAPPED_KEY_BYTES else None

@@ -14,9 +14,11 @@ import fcntl
 import os
 import queue
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Final
 
 import pkcs11
@@ -28,7 +30,7 @@ from hsmkme.hsm.faults import translated
 from hsmkme.hsm.module import load_module
 from hsmkme.hsm.profiles import TokenAddress
 from hsmkme.hsm.segments import Segments
-from hsmkme.hsm.softhsm import mend_token_files
+from hsmkme.hsm.softhsm import forget_openssl_errors, mend_token_files
 from hsmkme.hsm.templates import mapper
 from hsmkme.model import BlockSeal
 
@@ -39,11 +41,11 @@ LANE_WAIT_SECONDS: Final = 10.0
 class _Module:
     """The module's state belongs to the process, so what guards it does too.
 
-    ``starts`` counts how often it was initialised anew: handles of before may name other objects since.
+    ``starts`` counts how often each was initialised anew: handles of before may name other objects since.
     """
 
     lock: Any = threading.RLock()
-    starts = 0
+    starts: Final = Counter[Path]()
 
 
 PinSource = Callable[[], str]
@@ -90,26 +92,26 @@ class Sessions:
         self._lanes = _Idle()
         self._lanes_open = 0
         self._anchor: Any = None
-        self._started = _Module.starts
+        self._started = _Module.starts[self.address.module]
         self._resetting = threading.Lock()
         self.generation = 0
         with self._module_turn(), login_turn(address), translated("opening the token"):
             self._module = load_module(address)
             self.cryptoki = Cryptoki(str(address.module))
             if not self._module_is_initialised():  # loaded before a fork, or finalised by other code
-                initialise_again(self._module)
+                initialise_again(self._module, self.address.module)
             try:
                 self._log_in()
             except TokenUnavailable:
                 # A module lists its tokens when it is initialised: this one may have come since then.
-                initialise_again(self._module)
+                initialise_again(self._module, self.address.module)
                 self._log_in()
 
     def _log_in(self) -> None:
         """Also the last time this was the token: the PIN is for no other, and no record of its own opens in another."""
         token = find_token(self._module, self.address)
         self.address = replace(self.address, serial=token.serial.decode(errors="replace"))
-        self._started = _Module.starts
+        self._started = _Module.starts[self.address.module]
         self._anchor = token.open(rw=self._writable, user_pin=self._pin(), attribute_mapper=mapper())
         for _ in range(self.address.profile.max_sessions):
             session = token.open(rw=self._writable, attribute_mapper=mapper())
@@ -124,7 +126,7 @@ class Sessions:
         """
         self._take_module()
         try:
-            if self._started != _Module.starts:
+            if self._started != _Module.starts[self.address.module]:
                 raise pkcs11.SessionClosed("another login of this process initialised the module anew")
             with self._resetting:  # who comes while everything is opened again waits for it
                 logged_in = self._lanes_open > 0
@@ -151,6 +153,7 @@ class Sessions:
             raise TokenUnavailable("the token is busy", retry_after=1)
 
     def _leave_module(self) -> None:
+        forget_openssl_errors()
         if self._serial:
             _Module.lock.release()
 
@@ -175,7 +178,7 @@ class Sessions:
                 self._let_go()
                 self.generation += 1
                 if hard or not self._module_is_initialised():
-                    initialise_again(self._module)
+                    initialise_again(self._module, self.address.module)
                 self._log_in()
 
     def close(self) -> None:
@@ -195,7 +198,7 @@ class Sessions:
             self._anchor = None
 
     def _close(self, session: Any) -> None:
-        if self._started == _Module.starts:  # else the handle may be of somebody else's session by now
+        if self._started == _Module.starts[self.address.module]:  # else the handle may be somebody else's by now
             with suppress(pkcs11.PKCS11Error):
                 session.close()
 
@@ -207,11 +210,11 @@ class Sessions:
         return True
 
 
-def initialise_again(module: Any) -> None:
+def initialise_again(module: Any, path: Path) -> None:
     """Initialise the module anew: every login of this process ends, and notices."""
     with suppress(pkcs11.PKCS11Error):
         module.finalize()  # somebody may have done it before us
-    _Module.starts += 1
+    _Module.starts[path] += 1
     module.initialize()
 
 

@@ -1,13 +1,18 @@
-"""What SoftHSM itself does not survive: a login that is killed.
+"""What SoftHSM itself does not survive, a login that is killed; and what it leaves to others, errors of OpenSSL.
 
 At every login SoftHSM 2.6 cuts a token's ``token.object`` to nothing and then writes it again; a process
 killed between leaves the token lost, with every key in it. So before a login, in the turn that one process
 has at a time, the file is copied beside itself, and one that is empty is filled again from its copy. The
 copy says what the file says, the same PINs wrap the same token key in it, and has the same owner and mode.
+
+It computes by OpenSSL, as TLS in Python does, and leaves its errors in the queue that both have in a thread. TLS takes
+those for its own: it would end a connection that has nothing to do with the token.
 """
 
 from __future__ import annotations
 
+import _ssl
+import ctypes
 import logging
 import os
 from pathlib import Path
@@ -18,6 +23,13 @@ log = logging.getLogger(__name__)
 _FILE: Final = "token.object"
 _COPY: Final = "token.object.kept"  # SoftHSM takes no notice of names that do not end in `.object`
 _SETTING: Final = "directories.tokendir"
+
+_OPENSSL: Final = ctypes.PyDLL(_ssl.__file__)  # that of TLS, whichever it is
+
+
+def forget_openssl_errors() -> None:
+    """Empty this thread's queue of errors, after what a module did and before TLS looks into it."""
+    _OPENSSL.ERR_clear_error()
 
 
 def mend_token_files(conf: Path) -> None:

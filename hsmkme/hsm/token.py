@@ -154,6 +154,10 @@ class Token:
 
         return self._runner.run("reading a check value", read)
 
+    def row_key(self) -> bytes:
+        """32 bytes that only this token gives: what seals rows of the store, so that who has its file cannot."""
+        return self._runner.run("deriving the key of rows", lambda lane: self._digest(lane, sealing.ROW_KEY))
+
     def anchored(self) -> Lineage:
         """What the token remembers of the store."""
         return self._runner.run("reading the anchor", lambda lane: anchored(lane.session))

@@ -16,6 +16,7 @@ from hsmkme.store.carried import Carried, carried_name
 from hsmkme.store.ceremonies import Ceremonies
 from hsmkme.store.database import Chain, Database, connect, spoken
 from hsmkme.store.epochs import Epoch, Epochs
+from hsmkme.store.examining import Examining
 from hsmkme.store.inbox import Inbox, Receipt
 from hsmkme.store.keys import Keys
 from hsmkme.store.lineage import Lineages
@@ -45,6 +46,7 @@ __all__ = [
     "Draft",
     "Epoch",
     "Epochs",
+    "Examining",
     "Inbox",
     "Keys",
     "Known",
@@ -96,6 +98,11 @@ class Store:
         self.answers = Answers(self._database)
         self.approving = Approving(self._database)
         self.views = Views(self._database)
+        self.examining = Examining(self._database)
+
+    def seal_rows(self, key: bytes) -> None:
+        """Seal rows of keys under ``key`` from now on, at most 64 bytes, and believe no other."""
+        self._database.rows.key = key
 
     def checkpoint(self) -> None:
         """Empty the WAL into the file."""

@@ -19,6 +19,7 @@ from hsmkme.model import (
 from hsmkme.states import BlockState, KeyState
 from hsmkme.store.answers import remember
 from hsmkme.store.database import Database, Transaction
+from hsmkme.store.examining import count_pools
 from hsmkme.store.rows import Batch, insert_rows
 from hsmkme.store.segments import Places
 from hsmkme.store.veins import Vein, claim_entry, cut, enough, take, veins_of
@@ -85,6 +86,7 @@ class Blocks:
         with self._database.write() as transaction:
             frozen = freeze_block(transaction, name)
             if frozen:
+                count_pools(transaction)  # the row may have been altered: it did not leave the pool it was in
                 transaction.append(entry.knowing(link=name.link_id, block=name.block_id))
             return frozen
 

@@ -7,6 +7,7 @@ because SQLite alone lets losers starve; one that dies releases it.
 
 from __future__ import annotations
 
+import hashlib
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -14,10 +15,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from hsmkme.errors import AuditBroken, IllegalTransition, StoreError, StoreUnavailable
+from hsmkme.errors import AuditBroken, IllegalTransition, StoreError, StoreTampered, StoreUnavailable
 from hsmkme.model import Clock, Entry, LogRow
 from hsmkme.store import schema
-from hsmkme.store.writers import Group, Writers
+from hsmkme.store.writers import Group, Writers, is_no_text
 
 _SETTINGS = (
     "PRAGMA journal_mode = WAL",
@@ -37,6 +38,21 @@ class Chain(Protocol):
     def extend(self, previous: bytes, seq: int, now: float, entry: Entry) -> LogRow:
         """Row ``seq``, chained to the row whose hash is ``previous``."""
         ...
+
+
+class RowSeal:
+    """Seals what a row says that never changes, under a ``key`` that is in no file; who has no key believes any row."""
+
+    def __init__(self) -> None:
+        self.key = b""
+
+    def seal(self, *values: object) -> bytes:
+        """16 bytes, which nobody can make for other ``values`` who has the file alone."""
+        return hashlib.blake2b(repr(values).encode(), key=self.key, digest_size=16).digest()
+
+    def is_sealed(self, seal: object, *values: object) -> bool:
+        """Whether ``seal`` is of these values."""
+        return not self.key or seal == self.seal(*values)
 
 
 class Transaction:
@@ -84,6 +100,7 @@ class Database:
         self.path = path
         self.chain = chain
         self.clock = clock
+        self.rows = RowSeal()
         self.writers = Writers(path, self._connected)
         self._local = threading.local()
 
@@ -98,6 +115,8 @@ class Database:
     def _connected(self) -> sqlite3.Connection:
         connection = connect(self.path)
         schema.require_current(connection)
+        connection.create_function("row_seal", -1, self.rows.seal)
+        connection.create_function("is_sealed", -1, self.rows.is_sealed)
         return connection
 
     def close(self) -> None:
@@ -226,8 +245,11 @@ def spoken() -> Iterator[None]:
 
 def in_our_words(error: Exception) -> StoreError:
     """The product's error for one of SQLite or the system."""
+    if is_no_text(error):
+        return StoreTampered("the store has a row that is no text")
     if not isinstance(error, sqlite3.IntegrityError):
         return StoreUnavailable(f"the store cannot be used now: {error}")
     if "illegal transition" in str(error) or "append-only" in str(error):
         return IllegalTransition(str(error))
-    return StoreError(f"the store refused a row: {error}")
+    refusal = StoreTampered if "CHECK" in str(error) else StoreError  # this code writes nothing that breaks a rule
+    return refusal(f"the store refused a row: {error}")

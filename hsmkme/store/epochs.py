@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from hsmkme.errors import StoreError
+from hsmkme.errors import StoreError, StoreTampered
 from hsmkme.model import BlockName, BlockSeal, Entry, SealedKey
 from hsmkme.states import EpochState
 from hsmkme.store.database import Database, Transaction, spoken
@@ -46,6 +46,8 @@ class Epochs:
             rows = connection.execute(
                 "SELECT epoch, state, check_value, since, wraps, witness, proved FROM epoch ORDER BY epoch"
             ).fetchall()
+        if any(state not in set(EpochState) for _, state, *_ in rows):
+            raise StoreTampered("the row of an epoch was tampered with: it has no state that there is")
         return [
             Epoch(number, EpochState(state), check_value, since, wraps, witness, bool(proved))
             for number, state, check_value, since, wraps, witness, proved in rows

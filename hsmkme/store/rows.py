@@ -12,13 +12,14 @@ from types import MappingProxyType
 from typing import Final, NamedTuple
 from uuid import UUID
 
-from hsmkme.errors import StoreError
+from hsmkme.errors import StoreTampered
 from hsmkme.model import Entry, Part, Relation
 from hsmkme.states import BlockState, KeyState
 from hsmkme.store.database import Transaction
 from hsmkme.store.outbox import post_voids
 from hsmkme.store.segments import Places, Run, erase
 
+_STATES: Final = frozenset(str(state) for state in KeyState)
 CHUNK: Final = 500
 """SQL parameters used at once; SQLite allows at least 999."""
 
@@ -26,12 +27,14 @@ BARRED: Final = frozenset({BlockState.FROZEN, BlockState.REVOKED})
 """Nothing is collected from a block in these states."""
 
 _SELECT: Final = (
-    "SELECT key_id, master, slaves, state, size, served, mine, due, parts FROM key JOIN relation USING (relation_id)"
+    "SELECT is_sealed(seal, key_id, master, slaves, size, parts, mine, due), key_id, master, slaves, state, size,"
+    " served, mine, due, parts FROM key LEFT JOIN relation USING (relation_id)"
     " WHERE"
 )
 _INSERT: Final = """
-INSERT INTO key (key_id, relation_id, state, size, parts, claimed_at, mine, due)
-SELECT substr(:key_ids, 16 * key + 1, 16), :relation, :state, :size, value, :now, :mine, :due FROM json_each(:places)
+INSERT INTO key (key_id, relation_id, state, size, parts, claimed_at, mine, due, seal)
+SELECT substr(:key_ids, 16 * key + 1, 16), :relation, :state, :size, value, :now, :mine, :due,
+    row_seal(substr(:key_ids, 16 * key + 1, 16), :master, :slaves, :size, value, :mine, :due) FROM json_each(:places)
 """
 _NOTE: Final = """
 INSERT INTO key_of_block SELECT DISTINCT part.value ->> '$[0]', substr(:key_ids, 16 * one.key + 1, 16)
@@ -80,10 +83,20 @@ def rows_where(
     rows = connection.execute(f"{_SELECT} {condition}", values).fetchall()
     found = []
     for row, places in zip(rows, _places([row[-1] for row in rows]), strict=True):
-        key_id, master, slaves, state, size, served, mine, due, _ = row
+        good, key_id, master, slaves, state, size, served, mine, due, _ = row
+        relation = _relation(master or "", slaves or "[]")
+        if state != KeyState.VOID and not (good and can_be_served(state, served, due, len(relation.slaves))):
+            raise StoreTampered("the row of a claimed key was tampered with")
         name = named.get(key_id) or UUID(bytes=key_id)
-        found.append(KeyRow(name, _relation(master, slaves), state, size, served, bool(mine), due, places))
+        found.append(KeyRow(name, relation, state, size, served, bool(mine), due, places))
     return found
+
+
+def can_be_served(state: str, served: int, due: int, slaves: int) -> bool:
+    """Whether a key in ``state`` can have gone to just these slaves: one that went to all who are due is consumed."""
+    everyone = (1 << slaves) - 1 & due
+    is_over = bool(everyone) and served == everyone
+    return state in _STATES and not served & ~everyone and not (is_over and state == KeyState.DELIVERED)
 
 
 def update_rows(transaction: Transaction, statement: str, key_ids: Sequence[UUID], *values: object) -> int:
@@ -108,7 +121,7 @@ def _places(parts: Sequence[str]) -> list[Places]:
     except (ValueError, TypeError):
         found = []
     if len(found) != len(parts):
-        raise StoreError("the row of a claimed key was tampered with: it does not say where the key is")
+        raise StoreTampered("the row of a claimed key was tampered with: it does not say where the key is")
     return found
 
 
@@ -144,6 +157,8 @@ def insert_rows(transaction: Transaction, batch: Batch, key_ids: Sequence[UUID],
         "key_ids": b"".join([key_id.bytes for key_id in key_ids]),
         "places": json.dumps(places),
         "relation": relation_id(transaction, batch.relation),
+        "master": batch.relation.master,
+        "slaves": batch.relation.packed,
         "state": batch.state.value,
         "size": batch.size,
         "now": transaction.now(),

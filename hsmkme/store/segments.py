@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
-from hsmkme.errors import StoreError
+from hsmkme.errors import StoreTampered
 from hsmkme.model import GCM_TAG_BYTES, BlockName, BlockSeal, Part, segment_bytes
 from hsmkme.store.database import Transaction
 
@@ -62,7 +62,7 @@ def runs_of(connection: sqlite3.Connection, places: Iterable[tuple[int, int, int
 def _run(connection: sqlite3.Connection, block_pk: int, first: int, count: int) -> Run:
     row = connection.execute(_RUN, {"block": block_pk, "first": first, "count": count, "tag": GCM_TAG_BYTES}).fetchone()
     if row is None:
-        raise StoreError(f"a claimed key is of block {block_pk}, which the store does not have")
+        raise StoreTampered(f"a claimed key is of block {block_pk}, which the store does not have")
     link_id, block_id, epoch, key_bits, wrapped, state, sealed = row
     return Run(block_pk, BlockSeal(BlockName(link_id, block_id), epoch, key_bits, wrapped), state, first, count, sealed)
 
@@ -76,7 +76,10 @@ def erase(transaction: Transaction, places: Iterable[tuple[int, int, int]]) -> N
     for block_pk, first, count in joined(places):
         by_block[block_pk].append((first, count))
     for block_pk, runs in by_block.items():
-        row = transaction.execute(_LOSE, (sum(count for _, count in runs), block_pk)).fetchone()
+        try:
+            row = transaction.execute(_LOSE, (sum(count for _, count in runs), block_pk)).fetchone()
+        except sqlite3.IntegrityError as error:
+            raise StoreTampered(f"block {block_pk} loses more keys than it has", [block_pk]) from error
         live, state, key_bits, has_segments = row or (None, "", 0, False)
         if has_segments:
             _overwrite(transaction, block_pk, runs, segment_bytes(key_bits))

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from hsmkme.errors import PoolShort
+from hsmkme.errors import PoolShort, StoreTampered
 from hsmkme.model import BlockName, BlockSeal, Demand, Entry, Part, SealedKey, segment_bytes
 from hsmkme.states import BlockState
 from hsmkme.store.database import Transaction
@@ -18,14 +18,14 @@ _RATE_WINDOW: Final = 16
 
 _LATEST: Final = """
 SELECT deposited_at, key_count, key_bits FROM block
-WHERE link_id = ? AND (mine = 1 OR tag IS NOT NULL) ORDER BY block_pk DESC LIMIT ?
+WHERE link_id = ? AND key_bits > 0 AND (mine = 1 OR tag IS NOT NULL) ORDER BY block_pk DESC LIMIT ?
 """
 """What was carried here (the peer's, without a tag) came from no device."""
 
 _NEXT: Final = """
 SELECT block_pk, block_id, epoch, wrapped, key_count, next_index, coalesce(substr(sealed, next_index * ? + 1,
-    min(?, key_count - next_index) * ?), x'')
-FROM block LEFT JOIN segments USING (block_pk)
+    min(?, key_count - next_index) * ?), x''), next_index = segments AND next_index BETWEEN 0 AND key_count - 1
+FROM block LEFT JOIN taken USING (block_pk) LEFT JOIN segments USING (block_pk)
 WHERE link_id = ? AND key_bits = ? AND state = 'ready' AND mine = 1 ORDER BY block_pk LIMIT 1
 """
 """Segments that are lost do not open: the token's keeper quarantines the block."""
@@ -86,9 +86,10 @@ def take(transaction: Transaction, vein: Vein, wanted: int) -> list[Run]:
     """Move the cursors of ready blocks over ``wanted`` segments."""
     stride, runs = segment_bytes(vein.key_bits), []
     while wanted:
-        block_pk, block_id, epoch, wrapped, key_count, first, sealed = transaction.execute(
-            _NEXT, (stride, wanted, stride, vein.link_id, vein.key_bits)
-        ).fetchone()
+        row = transaction.execute(_NEXT, (stride, wanted, stride, vein.link_id, vein.key_bits)).fetchone()
+        if row is None or not row[-1]:
+            raise StoreTampered("the pool counts keys that are not there, or a block says what cannot be")
+        block_pk, block_id, epoch, wrapped, key_count, first, sealed, _ = row
         count = min(wanted, key_count - first)
         ends = first + count == key_count
         transaction.execute(_EXHAUST if ends else _MOVE, (first + count, block_pk))

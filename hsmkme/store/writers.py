@@ -55,7 +55,8 @@ class Group:
             self.parts += 1
             return
         self.tail = self._tail_before
-        if isinstance(error, sqlite3.OperationalError) or not self.connection.in_transaction:
+        broken = isinstance(error, sqlite3.OperationalError) and not is_no_text(error)
+        if broken or not self.connection.in_transaction:
             self.failure = error
         else:
             self.connection.execute("ROLLBACK TO part")
@@ -184,6 +185,11 @@ class Writers:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+
+
+def is_no_text(error: BaseException) -> bool:
+    """Whether it is a row that is wrong, and not SQLite that fails: for Python both are the same kind of error."""
+    return str(error).startswith(("Could not decode to UTF-8", "user-defined function raised"))
 
 
 @contextmanager

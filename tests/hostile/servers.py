@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,15 +47,19 @@ def serving(
     files: int = 0,
     options: Mapping[str, int] | None = None,
     more: str = "",
+    under: Sequence[str] = (),
 ) -> Iterator[Server]:
-    """Start one, ``more`` added to its configuration; wait until it answers; end it by SIGTERM unless it has ended."""
+    """Start one, ``more`` added to its configuration; wait until it answers; end it by SIGTERM unless it has ended.
+
+    ``under`` is a command that becomes the server, which is given as its last arguments.
+    """
     port = free_port()
     config = demo.config.with_name(f"set-up-{port}.toml")
     text = demo.config.read_text().replace(str(demo.port), str(port))
     config.write_text(text.replace("workers = 2", f"workers = {workers}") + more)
     log = config.with_suffix(".log")
     with log.open("wb") as output:
-        command = [sys.executable, str(_PROGRAM), str(config), json.dumps(options or {}), str(files)]
+        command = [*under, sys.executable, str(_PROGRAM), str(config), json.dumps(options or {}), str(files)]
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
     server = Server(demo, port, process, log)
     try:
