@@ -401,7 +401,7 @@ def test_a_start_that_failed_at_one_end_is_completed_by_the_next(tmp_path: Path)
     far.home.mkdir(parents=True)
     (far.home / "so-pin").write_text("known-to-all")  # so that the ceremony there refuses it
     two.members[0].home.mkdir()
-    with pytest.raises(OperatorFault, match=r"kme-2: ceremony: .*so-pin can be read by others"):
+    with pytest.raises(OperatorFault, match=r"so-pin can be read by others"):
         two.prepare()
     assert link_keys(two.members[0]).keys() == {"kme-1.kme-2"}
     left = list((two.directory / "links").iterdir())

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import pkcs11
 import pytest
 
-from hsmkme.errors import ObjectMissing, OperatorFault, RecordFault, TokenMisuse, TokenUnavailable
+from hsmkme.errors import ObjectMissing, OperatorFault, PinRefused, RecordFault, TokenMisuse, TokenUnavailable
 from hsmkme.hsm import Token, TokenAddress
 from hsmkme.hsm.answers import Fault
 from hsmkme.hsm.breaker import LATELY_SECONDS, LONGEST_PAUSE_SECONDS
@@ -562,7 +562,7 @@ def test_a_token_opened_before_a_fork_is_refused_after_it_and_serves_its_own_pro
         (pkcs11.DeviceRemoved(), Fault.DEVICE, TokenUnavailable),
         (pkcs11.TokenNotPresent(), Fault.DEVICE, TokenUnavailable),
         (pkcs11.HostMemory(), Fault.DEVICE, TokenUnavailable),
-        (pkcs11.PinIncorrect(), Fault.OPERATOR, OperatorFault),
+        (pkcs11.PinIncorrect(), Fault.OPERATOR, PinRefused),
         (pkcs11.PinLocked(), Fault.OPERATOR, OperatorFault),
         (pkcs11.MultipleTokensReturned(), Fault.OPERATOR, OperatorFault),
         (pkcs11.MechanismInvalid(), Fault.BUG, TokenMisuse),
