@@ -111,18 +111,21 @@ class Writers:
     def leave(self, group: Group, error: BaseException | None) -> None:
         """End the part: durable when this returns, or undone because of ``error``.
 
-        Raises `StoreUnavailable`, and nothing is changed, when the transaction could not be committed.
+        A refusal is not told before the transaction has ended either: it may rest on what other parts changed. Raises
+        `StoreUnavailable`, and nothing is changed, when the transaction could not be committed.
         """
         wait = None
         try:
             group.end_part(error)
-            if not self._ended(group) and error is None:
+            if not self._ended(group):
                 wait = group.wait_for_end()
         finally:
             self._places.give_back()
+        if error is not None and not isinstance(error, Exception):  # the process ends, or the request does
+            return
         if wait is not None:
             wait.wait()
-        if error is None and group.failure is not None:
+        if group.failure not in (None, error):
             raise StoreUnavailable(f"the store cannot be used now: {group.failure}") from group.failure
 
     @contextmanager
