@@ -34,8 +34,9 @@ class Epochs:
 
     def _check(self) -> None:
         """Compare the check value of every epoch that is not destroyed with the token's."""
+        epochs = self._store.epochs.all()
         self._store.epochs.active()
-        for epoch in self._store.epochs.all():
+        for epoch in epochs:
             if epoch.state is EpochState.DESTROYED:
                 continue
             try:

@@ -71,7 +71,7 @@ def test_requests_that_fail_together_are_all_answered_and_leave_one_line(
     clock: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     app = Flask("failing")
-    answer_errors(app, clock)
+    answer_errors(app, FaultLog(clock))
 
     @app.get("/")
     def fail() -> str:

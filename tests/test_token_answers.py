@@ -108,7 +108,7 @@ def test_no_answer_of_the_token_blames_a_record_and_the_key_opens_when_it_is_ove
     shim.fail("C_Decrypt", CODES[name])
     with pytest.raises(OUTCOMES[kind]) as raised:
         token.open([key])
-    assert type(raised.value) is OUTCOMES[kind]
+    assert isinstance(raised.value, OUTCOMES[kind])
     shim.restore()
     clock.now += LONGEST_PAUSE_SECONDS
     assert open_bytes(token, key) == block.material.reveal()
