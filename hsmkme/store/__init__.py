@@ -102,7 +102,7 @@ class Store:
 
     def seal_rows(self, key: bytes) -> None:
         """Seal rows of keys under ``key`` from now on, at most 64 bytes, and believe no other."""
-        self._database.rows.key = key
+        self._database.rows.use(key)
 
     def checkpoint(self) -> None:
         """Empty the WAL into the file."""

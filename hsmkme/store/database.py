@@ -41,18 +41,26 @@ class Chain(Protocol):
 
 
 class RowSeal:
-    """Seals what a row says that never changes, under a ``key`` that is in no file; who has no key believes any row."""
+    """Seals what a row says that never changes, under a key that is in no file; who has no key believes any row."""
 
     def __init__(self) -> None:
-        self.key = b""
+        self._keyed = hashlib.blake2b(digest_size=16)
+        self._believes_all = True
+
+    def use(self, key: bytes) -> None:
+        """Seal under ``key`` from now on, at most 64 bytes, and believe no other."""
+        self._keyed = hashlib.blake2b(key=key, digest_size=16)
+        self._believes_all = not key
 
     def seal(self, *values: object) -> bytes:
         """16 bytes, which nobody can make for other ``values`` who has the file alone."""
-        return hashlib.blake2b(repr(values).encode(), key=self.key, digest_size=16).digest()
+        begun = self._keyed.copy()  # every row read and every row made comes here: the key is taken in once
+        begun.update(repr(values).encode())
+        return begun.digest()
 
     def is_sealed(self, seal: object, *values: object) -> bool:
         """Whether ``seal`` is of these values."""
-        return not self.key or seal == self.seal(*values)
+        return self._believes_all or seal == self.seal(*values)
 
 
 class Transaction:
@@ -135,10 +143,14 @@ class Database:
         try:
             row: tuple[Any, ...] | None = self.connection.execute(question).fetchone()
         except (sqlite3.Error, OSError) as error:
-            if isinstance(error, sqlite3.OperationalError):
-                self.close_reader()
-            raise in_our_words(error) from error
+            raise self.failed_to_read(error) from error
         return row
+
+    def failed_to_read(self, error: Exception) -> StoreError:
+        """The product's error for one that a reader met; its connection is given up if it may be to blame."""
+        if isinstance(error, sqlite3.OperationalError):
+            self.close_reader()
+        return in_our_words(error)
 
     def read(self) -> Read:
         """One consistent view of the database, as it was last committed."""
@@ -172,20 +184,14 @@ class Read:
             self._connection = self._database.connection
             self._connection.execute("BEGIN")
         except (sqlite3.Error, OSError) as error:
-            self._give_up(error)
-            raise in_our_words(error) from error
+            raise self._database.failed_to_read(error) from error
         return self._connection
 
     def __exit__(self, _type: object, error: BaseException | None, _trace: object) -> None:
         if self._connection.in_transaction:
             self._connection.execute("ROLLBACK")
         if isinstance(error, (sqlite3.Error, OSError)):
-            self._give_up(error)
-            raise in_our_words(error) from error
-
-    def _give_up(self, error: Exception) -> None:
-        if isinstance(error, sqlite3.OperationalError):
-            self._database.close_reader()
+            raise self._database.failed_to_read(error) from error
 
 
 class Write:
