@@ -8,6 +8,7 @@ import logging
 import ssl
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any, Final
 from urllib.parse import SplitResult, urlsplit
 
@@ -116,14 +117,12 @@ class Peers:
     def _ask(
         self, peer: str, connection: http.client.HTTPSConnection, message: Message, headers: dict[str, str]
     ) -> tuple[int, http.client.HTTPMessage, bytes]:
-        with _Deadline(connection):
-            try:
-                connection.request("POST", PREFIX + message.call, message.body, headers)
-                answer = connection.getresponse()
-                body = answer.read(ANSWER_MOST + 1)
-            except BaseException:
-                connection.close()
-                raise
+        with _Deadline(connection), ExitStack() as undo:
+            undo.callback(connection.close)
+            connection.request("POST", PREFIX + message.call, message.body, headers)
+            answer = connection.getresponse()
+            body = answer.read(ANSWER_MOST + 1)
+            undo.pop_all()
         if len(body) > ANSWER_MOST or answer.length:  # what is cut short is no forgery: it is asked for again
             connection.close()
             raise http.client.HTTPException("the answer is too long, or not whole")

@@ -60,9 +60,9 @@ class Runner:
 
         A module that serves several callers at once waits for a device: others of this thread go on meanwhile.
         """
-        if self._sessions.address.profile.locking == "parallel":
-            return aside(lambda: self._queued(doing, verb))
-        return self._queued(doing, verb)
+        if self._sessions.serial:
+            return self._queued(doing, verb)
+        return aside(lambda: self._queued(doing, verb))
 
     def _queued(self, doing: str, verb: Callable[[Lane], Result]) -> Result:
         if self._stopped is not None:

@@ -87,7 +87,7 @@ class Sessions:
         self.address = address
         self._pin = pin
         self._writable = writable
-        self._serial = address.profile.locking == "serial"
+        self.serial = address.profile.locking == "serial"
         self._pid = os.getpid()
         self._lanes = _Idle()
         self._lanes_open = 0
@@ -149,12 +149,12 @@ class Sessions:
         """Take the module for this caller alone, if the profile says that it cannot serve several."""
         if os.getpid() != self._pid:
             raise TokenMisuse("the token was opened before this process forked; open it after the fork")
-        if self._serial and not _Module.lock.acquire(timeout=LANE_WAIT_SECONDS):
+        if self.serial and not _Module.lock.acquire(timeout=LANE_WAIT_SECONDS):
             raise TokenUnavailable("the token is busy", retry_after=1)
 
     def _leave_module(self) -> None:
         forget_openssl_errors()
-        if self._serial:
+        if self.serial:
             _Module.lock.release()
 
     @contextmanager

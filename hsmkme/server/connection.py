@@ -38,8 +38,7 @@ class Connection:
     """A client's connection. The event loop calls `advance` when it is readable or writable as it asked.
 
     ``since`` says how long it has been waiting for the same thing, ``deadline`` until when it may, both in the loop's
-    clock; ``watched`` which events the loop waits for; ``proxied`` that a trusted proxy is at the other end,
-    ``certified`` that this or a good certificate is.
+    clock; ``watched`` which events the loop waits for; ``proxied`` that a trusted proxy is at the other end.
     """
 
     def __init__(
@@ -49,7 +48,7 @@ class Connection:
         self.descriptor = sock.fileno()
         self.peer = peer
         self.server = server
-        self.proxied = self.certified = proxied
+        self.proxied = proxied
         self._certificate: bytes | None = None
         self.wants_write = False
         self.watched = 0
@@ -92,6 +91,11 @@ class Connection:
         self._enter(Phase.ANSWER, now, ANSWER_SECONDS)
         return self.advance(now)
 
+    @property
+    def certified(self) -> bool:
+        """Whether a trusted proxy, or the owner of a good certificate, is at the other end."""
+        return self.proxied or self._certificate is not None
+
     def getpeercert(self, binary_form: bool) -> bytes | None:
         """The client's certificate, DER, as TLS verified it; None without one or without TLS."""
         return self._certificate if binary_form else None
@@ -111,7 +115,6 @@ class Connection:
         assert isinstance(self.socket, ssl.SSLSocket)  # noqa: S101 - only TLS sockets begin in this phase
         self.socket.do_handshake()
         self._certificate, self.wants_write = self.socket.getpeercert(binary_form=True), False
-        self.certified = self._certificate is not None
         self._enter(Phase.REQUEST, now, REQUEST_SECONDS)
         return self._read(now)
 

@@ -20,7 +20,7 @@ class Ceremonies:
 
         Durable writes: one commit with the ceremony, the epoch and their rows of the log.
         """
-        with self._database.write(logged=False) as transaction:
+        with self._database.write() as transaction:
             known = transaction.execute(
                 "INSERT INTO ceremony VALUES (?, ?) ON CONFLICT DO NOTHING", (note.transcript, note.name)
             )

@@ -98,14 +98,13 @@ class Writers:
     def enter(self) -> Group:
         """Begin a part of a transaction, alone until `leave`."""
         self._take_place()
-        try:
+        with ExitStack() as undo:
+            undo.callback(self._places.give_back)
+            undo.callback(self._end_group)
             if self._group is None:
                 self._group = self._begun()
             self._group.begin_part()
-        except BaseException:
-            self._end_group()
-            self._places.give_back()
-            raise
+            undo.pop_all()
         return self._group
 
     def leave(self, group: Group, error: BaseException | None) -> None:
