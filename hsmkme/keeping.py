@@ -83,7 +83,7 @@ class StoreEpochs:
                 raise OperatorFault(f"epoch {active} is active, and the plan rotates from {epoch - 1} to {epoch}")
             if active != epoch:
                 rotation.rotate(because=because)
-            return {"epoch": epoch, "because": because, "check_value": _check_value(store, epoch)}
+            return {"epoch": epoch, "because": because, "check_value": store.epochs.one(epoch).check_value}
 
         return self._by_login(rotate)
 
@@ -93,15 +93,10 @@ class StoreEpochs:
         def end(store: Store, rotation: Rotation) -> Evidence:
             rotation.rewrap(epoch)
             rotation.shred(epoch)
-            proved = next(one.proved for one in store.epochs.all() if one.number == epoch)
-            facts = {"check_value": _check_value(store, epoch), "active": store.epochs.active()}
-            return {"epoch": epoch, "destroyed": proved, **facts}
+            ended, active = store.epochs.one(epoch), store.epochs.active()
+            return {"epoch": epoch, "destroyed": ended.proved, "check_value": ended.check_value, "active": active}
 
         return self._by_login(end)
 
     def _by_login(self, act: Act[Evidence]) -> Evidence:
         return self._login(lambda pin: self._keeper.with_rotation(self._address, pin, act))
-
-
-def _check_value(store: Store, epoch: int) -> str:
-    return next(one.check_value for one in store.epochs.all() if one.number == epoch)

@@ -60,7 +60,7 @@ class Rotation:
 
     def compromise(self, epoch: int, *, because: str) -> None:
         """Somebody may have the master key of ``epoch``: nothing goes under it any more, and it ends before others."""
-        match self._epoch(epoch).state:
+        match self._store.epochs.one(epoch).state:
             case EpochState.ACTIVE:
                 self.rotate(because=because, before=EpochState.COMPROMISED)
             case EpochState.DESTROYED | EpochState.COMPROMISED:
@@ -122,7 +122,7 @@ class Rotation:
         if found.state is not EpochState.DESTROYED:
             self._require_empty(epoch)
             self._store.epochs.destroy(epoch, self._masters.witness(epoch), self._entry("epoch.give-up"))
-        witness = self._epoch(epoch).witness
+        witness = self._store.epochs.one(epoch).witness
         if witness is None:
             raise StoreError(f"epoch {epoch} is destroyed and has no witness: its row was tampered with")
         self._masters.destroy(epoch)
@@ -161,16 +161,10 @@ class Rotation:
 
     def _draining(self, number: int) -> Epoch:
         """An epoch that is on its way out; raises `StoreError` for another."""
-        epoch = self._epoch(number)
+        epoch = self._store.epochs.one(number)
         if epoch.state not in (*_DRAINED, EpochState.DESTROYED):
             raise StoreError(f"epoch {number} is {epoch.state}: `hsmkme epoch rotate` opens the one after it first")
         return epoch
-
-    def _epoch(self, number: int) -> Epoch:
-        for epoch in self._store.epochs.all():
-            if epoch.number == number:
-                return epoch
-        raise StoreError(f"there is no epoch {number}: see `hsmkme epoch list`")
 
     def _require_empty(self, epoch: int) -> None:
         live = self._store.epochs.live(epoch)

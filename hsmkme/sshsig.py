@@ -80,6 +80,10 @@ def blocks(text: str) -> list[str]:
     return found
 
 
+class OtherKind(ValueError):
+    """A key that is read, and is not of Ed25519."""
+
+
 def public_key(content: bytes) -> bytes:
     """The 32 bytes of a public key in PEM, or in the line that OpenSSH writes."""
     load = load_pem_public_key if content.startswith(b"-----") else load_ssh_public_key
@@ -93,14 +97,17 @@ def public_key(content: bytes) -> bytes:
 
 
 def private_key(content: bytes, passphrase: bytes | None) -> Ed25519PrivateKey:
-    """A private key in PEM or OpenSSH's form; raises ``TypeError`` if it needs a passphrase, or has none."""
+    """A private key in PEM or OpenSSH's form.
+
+    Raises ``TypeError`` if it needs a passphrase, or has none; `OtherKind` if not of Ed25519; else ``ValueError``.
+    """
     load = load_ssh_private_key if b"OPENSSH" in content else load_pem_private_key
     try:
         key = load(content, passphrase)
     except UnsupportedAlgorithm as error:
         raise ValueError("an unknown kind of key") from error
     if not isinstance(key, Ed25519PrivateKey):
-        raise ValueError("a key of another kind than Ed25519")
+        raise OtherKind("a key of another kind than Ed25519")
     return key
 
 

@@ -58,6 +58,12 @@ def make_token(softhsm: Path) -> Callable[[], TokenAddress]:
     return lambda: made_token(f"test-{next(numbers)}", softhsm)
 
 
+@pytest.fixture(scope="module")
+def own_address(make_token: Callable[[], TokenAddress]) -> TokenAddress:
+    """A token whose master keys the tests of this file change."""
+    return make_token()
+
+
 @pytest.fixture(scope="session")
 def address(make_token: Callable[[], TokenAddress], softhsm: Path) -> TokenAddress:
     """A token that tests share, with the key of the link `far`; they change no token objects on it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +28,6 @@ from tests.sites import Site
 from tests.world import Demo, start_demo
 
 DAY = 86400
-
-
-@pytest.fixture(scope="module")
-def own_address(make_token: Callable[[], TokenAddress]) -> TokenAddress:
-    """A token whose master keys the tests of this file change."""
-    return make_token()
 
 
 @pytest.fixture

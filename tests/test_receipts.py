@@ -27,12 +27,6 @@ from tests.rotating import KEYS, Kme, new_kme
 Receipt = dict[str, Any]
 
 
-@pytest.fixture(scope="module")
-def own_address(make_token: Callable[[], TokenAddress]) -> TokenAddress:
-    """A token whose master keys the tests of this file change."""
-    return make_token()
-
-
 @pytest.fixture
 def kme(own_address: TokenAddress, tmp_path: Path, clock: FakeClock) -> Iterator[Kme]:
     with new_kme(own_address, tmp_path, clock) as opened:

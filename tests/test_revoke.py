@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,12 +21,6 @@ from tests.rotating import KEYS, RELATION, Kme, new_kme
 OTHER = Relation.of("sae-3", ["sae-4"])
 ENTRY = Entry("test", "test")
 HOUR = 3600
-
-
-@pytest.fixture(scope="module")
-def own_address(make_token: Callable[[], TokenAddress]) -> TokenAddress:
-    """A token whose master keys the tests of this file change."""
-    return make_token()
 
 
 @pytest.fixture

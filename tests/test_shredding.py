@@ -8,7 +8,7 @@ from __future__ import annotations
 import shutil
 import sqlite3
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,6 @@ from tests.conftest import FakeClock
 from tests.rotating import KEYS, Kme, new_kme
 
 STRIDE = 32 + 16
-
-
-@pytest.fixture(scope="module")
-def own_address(make_token: Callable[[], TokenAddress]) -> TokenAddress:
-    """A token whose master keys the tests of this file change."""
-    return make_token()
 
 
 @pytest.fixture

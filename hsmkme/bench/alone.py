@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Final
@@ -55,16 +56,19 @@ def _worker(work: Work, config: Path, seconds: float, together: Callable[[], obj
 
 def open_bare(config: Path, seconds: float, ready: Callable[[], object]) -> float:
     """``C_Decrypt`` through the binding, in a plain loop."""
-    section = configuration.load(config).token
-    with pace.turns(bootstrap.token_address(section), bootstrap.pin_source(section.pin_file)) as turns:
+    with _turns(config) as turns:
         return _rate(turns.open, seconds, ready)
 
 
 def seal_bare(config: Path, seconds: float, ready: Callable[[], object]) -> float:
     """``C_Encrypt`` through the binding, in a plain loop."""
-    section = configuration.load(config).token
-    with pace.turns(bootstrap.token_address(section), bootstrap.pin_source(section.pin_file)) as turns:
+    with _turns(config) as turns:
         return _rate(turns.seal, seconds, ready)
+
+
+def _turns(config: Path) -> AbstractContextManager[pace.Turns]:
+    section = configuration.load(config).token
+    return pace.turns(bootstrap.token_address(section), bootstrap.pin_source(section.pin_file))
 
 
 def open_keys(config: Path, seconds: float, ready: Callable[[], object]) -> float:

@@ -5,20 +5,15 @@ from __future__ import annotations
 import base64
 from pathlib import Path
 
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    PublicFormat,
-    load_pem_private_key,
-    load_ssh_private_key,
-)
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from hsmkme.ceremony.people import People
 from hsmkme.ceremony.plan import Person
 from hsmkme.ceremony.verifying import SIGNED
 from hsmkme.errors import OperatorFault, PinRefused
 from hsmkme.secrecy import private_text
+from hsmkme.sshsig import OtherKind, private_key
 
 
 def signature_of(person: Person, digest: bytes, people: People) -> str:
@@ -41,13 +36,11 @@ def _key_of(person: Person, path: Path, people: People) -> Ed25519PrivateKey:
 
 def _load(content: bytes, passphrase: bytes | None) -> Ed25519PrivateKey:
     """A key file; raises ``TypeError`` if it needs a passphrase."""
-    load = load_ssh_private_key if b"OPENSSH" in content else load_pem_private_key
     try:
-        key = load(content, passphrase)
-    except (ValueError, UnsupportedAlgorithm) as error:
+        return private_key(content, passphrase)
+    except OtherKind as error:
+        raise OperatorFault("the key is not of Ed25519") from error
+    except ValueError as error:
         if passphrase is None:
             raise OperatorFault("that file holds no private key of OpenSSH or PEM") from error
         raise PinRefused("the passphrase does not open the key") from error
-    if not isinstance(key, Ed25519PrivateKey):
-        raise OperatorFault("the key is not of Ed25519")
-    return key

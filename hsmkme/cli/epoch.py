@@ -47,7 +47,7 @@ def epoch_list(config: str | None, as_json: bool) -> None:
 def epoch_show(number: int, config: str | None, as_json: bool) -> None:
     """One epoch: its state, what is under it, and what to do next."""
     store = bootstrap.open_store(load_config(config))
-    facts = _told(store, _found(store, number))
+    facts = _told(store, store.epochs.one(number))
     if as_json:
         click.echo(json.dumps(facts))
         return
@@ -63,7 +63,7 @@ def epoch_rotate(reason: str, config: str | None, as_json: bool) -> None:
     """Open the next epoch: deposits go under it at once, in every process. What is under others stays readable."""
     store, rotation = opened(config)
     number = rotation.rotate(because=reason)
-    facts = _told(store, _found(store, number))
+    facts = _told(store, store.epochs.one(number))
     done = f"epoch {number} is active, check value {facts['check_value']}; upkeep moves the blocks of the one before"
     click.echo(json.dumps(facts) if as_json else done)
 
@@ -110,12 +110,6 @@ def opened(config: str | None) -> tuple[Store, Rotation]:
     parts = bootstrap.open_parts(config_path(config))
     return parts.store, Rotation(parts.token, parts.store, time.time, operator())
 
-
-def _found(store: Store, number: int) -> Epoch:
-    for one in store.epochs.all():
-        if one.number == number:
-            return one
-    raise StoreError(f"there is no epoch {number}: see `hsmkme epoch list`")
 
 
 def _told(store: Store, one: Epoch) -> dict[str, Any]:

@@ -53,6 +53,13 @@ class Epochs:
             for number, state, check_value, since, wraps, witness, proved in rows
         ]
 
+    def one(self, number: int) -> Epoch:
+        """One epoch; raises `StoreError` if there is none of that number."""
+        for epoch in self.all():
+            if epoch.number == number:
+                return epoch
+        raise StoreError(f"there is no epoch {number}: see `hsmkme epoch list`")
+
     def live(self, epoch: int) -> dict[str, int]:
         """How many blocks in which state are under an epoch; retired ones are not counted."""
         with self._database.read() as connection:
