@@ -22,11 +22,12 @@ from hsmkme.drivers.spool import Spool
 from hsmkme.errors import HsmkmeError, OperatorFault
 from hsmkme.fairuse import FairUse
 from hsmkme.hsm import Token, TokenAddress, load_profile, read_profile
+from hsmkme.hsm.tokens import Tokens
 from hsmkme.identifiers import KeyIds
 from hsmkme.intake import Intake
 from hsmkme.kme import Kme
 from hsmkme.liaison import Liaison
-from hsmkme.model import Entry, Relation
+from hsmkme.model import Entry, Lineage, Relation
 from hsmkme.officers import Officers
 from hsmkme.peering import Peering
 from hsmkme.peers import Peers
@@ -47,7 +48,7 @@ class Parts:
     """What a process of one KME works with."""
 
     config: Config
-    token: Token
+    tokens: Tokens
     store: Store
     custody: Custody
 
@@ -84,7 +85,10 @@ class Parts:
 
     def upkeep(self) -> Upkeep:
         """The duties."""
-        return Upkeep(self.config, self.custody, self.store, time.time, self.token.anchor().drop)
+        return Upkeep(self.config, self.custody, self.store, time.time, self._drop_anchors)
+
+    def _drop_anchors(self, lineage: Lineage) -> None:
+        self.tokens.each(lambda token: token.anchor().drop(lineage))
 
 
 def open_store(config: Config) -> Store:
@@ -94,9 +98,14 @@ def open_store(config: Config) -> Store:
     return Store(config.store, AuditChain(), time.time)
 
 
-def open_token(config: Config) -> Token:
-    """The token of ``config``, logged in."""
-    section = config.token
+def open_tokens(config: Config) -> Tokens:
+    """The tokens of ``config``, of which none is opened yet."""
+    openings = {section.label: partial(open_token, section) for section in config.token}
+    return Tokens(openings, {link.id: link.tokens for link in config.link})
+
+
+def open_token(section: TokenSection) -> Token:
+    """A token that is configured, logged in."""
     return Token(token_address(section), pin_source(section.pin_file), block_keys=section.block_keys)
 
 
@@ -132,9 +141,9 @@ def served_elsewhere(store: Store, kme_id: str, relation: Relation) -> frozenset
     return frozenset(slave for slave in relation.slaves if slave not in saes or saes[slave].kme_id != kme_id)
 
 
-def custody_of(token: Token, store: Store) -> Custody:
+def custody_of(tokens: Tokens, store: Store) -> Custody:
     """Custody of both, after comparing the master keys."""
-    return Custody(token, store, time.time)
+    return Custody(tokens, store, time.time)
 
 
 def open_parts(path: Path) -> Parts:
@@ -144,11 +153,11 @@ def open_parts(path: Path) -> Parts:
     log.info("configuration %s SHA-256 %s", path, configuration.digest(path))
     store = open_store(config)
     store.registry.admit_links(config.links, Entry("link.admit", "config"))
-    token = open_token(config)
+    tokens = open_tokens(config)
     try:
-        return Parts(config, token, store, custody_of(token, store))
+        return Parts(config, tokens, store, custody_of(tokens, store))
     except HsmkmeError:
-        token.close()  # who tries again logs in again, which the token refuses to who is logged in
+        tokens.close()  # who tries again logs in again, which the token refuses to who is logged in
         raise
 
 

@@ -12,15 +12,25 @@ import hashlib
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 import limits
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, ValidationError, ValidationInfo
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    Strict,
+    ValidationError,
+    ValidationInfo,
+)
 
 from hsmkme.errors import ConfigRefused
 from hsmkme.fitting import Location, line_of, misfits
 from hsmkme.model import SEGMENT_BITS_STEP, Link
 
+Found = TypeVar("Found")
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
 Positive = Annotated[int, Field(gt=0)]
 Bits = Annotated[int, Field(gt=0, multiple_of=8)]
@@ -45,12 +55,17 @@ def _absolute(path: Path, info: ValidationInfo) -> Path:
 FilePath = Annotated[Path, Strict(False), AfterValidator(_absolute)]
 
 
+def _listed(value: object) -> object:
+    """One table is a list of one."""
+    return [value] if isinstance(value, dict) else value
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class TokenSection(_Section):
-    """``[token]``: which token, and where its PIN is read from (a file of mode 0400).
+    """``[token]``, or ``[[token]]`` for each of several: which, and where its PIN is read from (a file of mode 0400).
 
     ``profile_file`` is a profile of one's own, as `hsmkme hsm check` saves it, instead of a shipped one.
     """
@@ -180,12 +195,14 @@ class PeerSection(_Section):
 class LinkSection(_Section):
     """``[[link]]``: a QKD link to the KME ``peer`` (this KME itself: a local link).
 
-    What nobody claimed of a block ends ``ttl_seconds`` after its deposit; 0: never."""
+    What nobody claimed of a block ends ``ttl_seconds`` after its deposit; 0: never. ``tokens``: the labels of those
+    that wrap its block keys, the preferred one first; the first token that is configured if it names none."""
 
     id: Name
     peer: Name
     key_bits: Annotated[int, Field(gt=0, multiple_of=SEGMENT_BITS_STEP)] = 256
     ttl_seconds: Annotated[int, Field(ge=0)] = 0
+    tokens: list[str] = []
 
 
 class SpoolSection(_Section):
@@ -201,7 +218,7 @@ class Config(_Section):
 
     kme_id: Name
     store: FilePath
-    token: TokenSection
+    token: Annotated[list[TokenSection], BeforeValidator(_listed), Field(min_length=1)]
     server: ServerSection
     proxy: ProxySection = ProxySection()
     sae: SaeSection = SaeSection()
@@ -220,27 +237,33 @@ class Config(_Section):
         """The configured links."""
         return [Link(link.id, link.peer, link.key_bits) for link in self.link]
 
+    def links_on(self, token: str) -> list[str]:
+        """The links that are placed on the token with this label."""
+        return [link.id for link in self.link if token in (link.tokens or [self.token[0].label])]
+
+    def token_named(self, label: str | None) -> TokenSection:
+        """The configured token with this label, the first for None; raises `ConfigRefused` naming those that exist."""
+        return self.token[0] if label is None else _one("token", label, {one.label: one for one in self.token})
+
     def link_named(self, link_id: str) -> Link:
         """The configured link ``link_id``; raises `ConfigRefused` naming those that exist."""
-        for link in self.links:
-            if link.link_id == link_id:
-                return link
-        known = ", ".join(link.link_id for link in self.links) or "none"
-        raise ConfigRefused([f"no link {link_id!r} is configured; configured: {known}"])
+        return _one("link", link_id, {link.link_id: link for link in self.links})
 
     def peer_named(self, kme_id: str) -> PeerSection:
         """The configured peer ``kme_id``; raises `ConfigRefused` naming those that exist."""
-        for peer in self.peer:
-            if peer.id == kme_id:
-                return peer
-        known = ", ".join(peer.id for peer in self.peer) or "none"
-        raise ConfigRefused([f"no peer {kme_id!r} is configured; configured: {known}"])
+        return _one("peer", kme_id, {peer.id: peer for peer in self.peer})
 
     def required_peering(self) -> PeeringSection:
         """``[peering]``; raises `ConfigRefused` saying what to configure."""
         if self.peering is None:
             raise ConfigRefused(["[peering] is not configured; it needs certificate, key and ca: see ops/config.md"])
         return self.peering
+
+
+def _one(kind: str, wanted: str, configured: Mapping[str, Found]) -> Found:
+    if wanted in configured:
+        return configured[wanted]
+    raise ConfigRefused([f"no {kind} {wanted!r} is configured; configured: {', '.join(configured) or 'none'}"])
 
 
 def load(path: Path) -> Config:
@@ -283,7 +306,7 @@ def _validated(tree: Mapping[str, Any], base: Path) -> tuple[Config | None, list
     try:
         return Config.model_validate(tree, context=base), []
     except ValidationError as error:
-        wrong = [(list(one["loc"]), _MESSAGES.get(one["type"], one["msg"])) for one in error.errors()]
+        wrong = [(_place(tree, list(one["loc"])), _MESSAGES.get(one["type"], one["msg"])) for one in error.errors()]
     rest = copy.deepcopy(tree)
     for location, _ in wrong:
         _leave_out(rest, location)
@@ -291,6 +314,12 @@ def _validated(tree: Mapping[str, Any], base: Path) -> tuple[Config | None, list
         return Config.model_validate(rest, context=base), wrong
     except ValidationError:
         return None, wrong
+
+
+def _place(tree: Mapping[str, Any], location: Location) -> Location:
+    """Where something stands in the file: the table that was read as a list of one has no number there."""
+    alone = len(location) > 1 and location[1] == 0 and isinstance(tree.get(str(location[0])), dict)
+    return [location[0], *location[2:]] if alone else location
 
 
 def _leave_out(tree: Any, location: Location) -> None:

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Collection, Sequence
-from contextlib import suppress
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from uuid import UUID
 
 from hsmkme.epochs import Epochs
 from hsmkme.errors import OperatorFault, RecordFault, StoreError, StoreTampered, TokenError
 from hsmkme.hsm.token import Token
+from hsmkme.hsm.tokens import Tokens
 from hsmkme.logbook import Logbook
 from hsmkme.messages.bodies import Body, Carry, KeyReport
 from hsmkme.model import (
@@ -38,38 +39,51 @@ log = logging.getLogger(__name__)
 
 
 class Custody:
-    """Token and store of one KME. Raises `OperatorFault` if the token's master keys are not the store's."""
+    """Tokens and store of one KME. Raises `OperatorFault` if the master keys of no token are the store's."""
 
-    def __init__(self, token: Token, store: Store, clock: Clock) -> None:
-        self._token = token
+    def __init__(self, tokens: Tokens, store: Store, clock: Clock) -> None:
+        self._tokens = tokens
         self._store = store
-        self.logbook = Logbook(token, store, clock)
+        self.logbook = Logbook(tokens, store, clock)
         self._sound = store.examining.sound
-        store.seal_rows(token.row_key())
-        self._take_notes()
+        self._epochs = Epochs(tokens, store, clock)
+        with self._alarmed():
+            self._epochs.require_known_tokens()
+        tokens.admit_by(self._admit)
+
+    def _admit(self, token: Token) -> None:
+        """Look at a token before anything is asked of it: is it this store's, and the store not an old copy?
+
+        Durable, if there is something: what ceremonies did on it, and what `_check_lineage` gives up.
+        """
+        self._store.lineage.seal_rows(token.row_key())
+        for note in token.notes():  # the first one begins epoch 1
+            self._store.ceremonies.admit(note, token.name, Entry("ceremony.held", "custody"))
+        with self._alarmed(token):
+            self._epochs.check(token)
+        self._check_lineage(token)
+
+    @contextmanager
+    def _alarmed(self, *tokens: Token) -> Iterator[None]:
+        """Record that the store's epochs are not those of the tokens, unless they lost sight of everything."""
         try:
-            self._epochs = Epochs(token, store, clock)
+            yield
         except (OperatorFault, StoreTampered) as fault:
             with suppress(TokenError):
-                token.anchored()  # a token that lost sight of everything blames no row
+                for token in tokens:
+                    token.anchored()
                 self._alarm_of_epochs(str(fault))
             raise
-        self._check_lineage()
 
     def _alarm_of_epochs(self, reason: str) -> None:
-        """Record that the store's epochs are not the token's, once however often somebody starts."""
+        """Once however often somebody starts."""
         latest = self._store.log.latest(1, "alarm.")
         if not latest or json.loads(latest[0].text).get("reason") != reason:
             self._store.log.append(Entry("alarm.epochs-differ", "custody", {"reason": reason}))
 
-    def _take_notes(self) -> None:
-        """Log what ceremonies did on this token since somebody looked last; the first one begins epoch 1."""
-        for note in self._token.notes():
-            self._store.ceremonies.admit(note, Entry("ceremony.held", "custody"))
-
-    def _check_lineage(self) -> None:
+    def _check_lineage(self, token: Token) -> None:
         """Deliver nothing anew that was delivered since a copy was made, if this store is that copy."""
-        remembered = self._token.anchored()
+        remembered = token.anchored()
         if not self._store.lineage.now().is_older_than(remembered):
             return
         if self._store.lineage.give_up(remembered, Entry("alarm.store-restored", "custody")):
@@ -92,7 +106,7 @@ class Custody:
         """
         entry = Entry("block.deposit", actor)
         waits = state is BlockState.DEPOSITED
-        tags = [self._token.confirmation_tag(block) if waits else None for block in blocks]
+        tags = [self._tag(block) if waits else None for block in blocks]
 
         def keep(sealed: Sequence[SealedBlock]) -> list[Outcome]:
             told = [
@@ -103,6 +117,14 @@ class Custody:
 
         return self._epochs.seal(blocks, keep)
 
+    def _tag(self, block: RawBlock) -> bytes:
+        return self._tokens.first(self._tokens.of_link(block.name.link_id), lambda token: token.confirmation_tag(block))
+
+    def _in_reach(self, demand: Demand) -> Demand:
+        """``demand`` for what can be opened now: a token that fails is known before anything is claimed of it."""
+        away = self._epochs.away()
+        return replace(demand, away=away) if away else demand
+
     def release(self, demand: Demand, actor: str, retry: Retry | None = None) -> list[OpenKey]:
         """Claim keys for a relation and open them for its master.
 
@@ -110,7 +132,7 @@ class Custody:
         then on. 2. only if they cannot be opened: one commit that voids them. A crash between burns keys.
         The token answers before anything is claimed, so that a failing token burns none.
         """
-        self._epochs.prove_if_idle()
+        demand = self._in_reach(demand)
         entry = Entry("key.deliver", actor)
         return self._open_or_burn(self._sound(lambda: self._store.blocks.claim(demand, entry, retry)))
 
@@ -119,7 +141,7 @@ class Custody:
 
         Durable writes: as for `release`, but that the peer is told of keys that do not open.
         """
-        self._epochs.prove_if_idle()
+        demand = self._in_reach(demand)
         entry = Entry("key.deliver", actor)
         keys = self._sound(lambda: self._store.agreed.deliver(demand, entry, retry))
         return None if keys is None else self._open_or_burn(keys)
@@ -130,7 +152,7 @@ class Custody:
         Durable writes: one commit with cursors, key rows, the number of the message and audit rows. A crash after it
         burns the keys: upkeep voids what was not confirmed in time.
         """
-        self._epochs.prove_if_idle()
+        demand = self._in_reach(demand)
         return self._sound(lambda: self._store.agreed.offer(demand, new_ids, Entry("key.claim", actor)))
 
     def carry(self, offer: Offer) -> list[Draft]:
@@ -208,7 +230,7 @@ class Custody:
 
     def link_mac(self, link_id: str, data: bytes) -> bytes:
         """What proves to the other end of a link that ``data`` comes from this one, 32 bytes."""
-        return self._token.link_mac(link_id, data)
+        return self._tokens.first(self._tokens.of_link(link_id), lambda token: token.link_mac(link_id, data))
 
     def _open_or_burn(self, keys: Sequence[SealedKey]) -> list[OpenKey]:
         """Open keys that count as delivered since the last commit; void them if that fails."""
@@ -269,4 +291,4 @@ class Custody:
 
     def block_id_of(self, block: RawBlock) -> str:
         """A block id for bytes that came without one: the same bytes get the same id, at this KME only."""
-        return self._token.digest(block)[:16].hex()
+        return self._tokens.any(lambda token: token.digest(block))[:16].hex()

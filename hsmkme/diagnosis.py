@@ -16,7 +16,7 @@ from hsmkme import config as configuration
 from hsmkme.api.peer_identity import URI_PREFIX, kme_names
 from hsmkme.config import Config
 from hsmkme.errors import ConfigRefused, HsmkmeError
-from hsmkme.hsm import Token
+from hsmkme.hsm.tokens import Tokens
 from hsmkme.model import Link
 from hsmkme.server.listener import listener_for_peers, listener_for_saes
 from hsmkme.server.tls import check_files
@@ -75,20 +75,24 @@ def _spools(config: Config) -> Iterator[str]:
 
 def _token_and_store(config: Config) -> Iterator[str]:
     store: list[Store] = []
-    token: list[Token] = []
+    tokens = bootstrap.open_tokens(config)
     yield from _attempt("store", lambda: store.append(bootstrap.open_store(config)))
     if store:
         for link in config.links:
             yield from _attempt("store", partial(_link, store[0], link))
         if config.approvals:
             yield from _attempt("approvals", lambda: bootstrap.approvals(config, store[0]).in_force())
-    yield from _attempt("token", bootstrap.pin_source(config.token.pin_file))
-    yield from _attempt("token", lambda: token.append(bootstrap.open_token(config)))
-    if token:
-        yield from _attempt("token", lambda: token[0].audit_public_key() and None)
-        if store:
-            yield from _attempt("token", lambda: bootstrap.custody_of(token[0], store[0]) and None)
-        token[0].close()
+    for section in config.token:
+        yield from _attempt("token", bootstrap.pin_source(section.pin_file))
+    if store:
+        yield from _attempt("token", lambda: bootstrap.custody_of(tokens, store[0]) and None)
+    for name in tokens.names:
+        yield from _attempt(f"token {name}", partial(_audit_key, tokens, name))
+    tokens.close()
+
+
+def _audit_key(tokens: Tokens, name: str) -> None:
+    tokens[name].audit_public_key()
 
 
 def _link(store: Store, link: Link) -> None:

@@ -174,7 +174,9 @@ class IllegalTransition(StoreError):
 
 
 class TokenError(HsmkmeError):
-    """The token refuses or fails. Carries no cryptographic detail outward."""
+    """The token refuses or fails. Carries no cryptographic detail outward. ``token`` names it, if there are several."""
+
+    token: str | None = None
 
 
 class TokenUnavailable(TokenError):

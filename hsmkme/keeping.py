@@ -14,6 +14,7 @@ from hsmkme.errors import OperatorFault
 from hsmkme.hsm import Token, TokenAddress
 from hsmkme.hsm.officer import Evidence
 from hsmkme.hsm.session import PinSource
+from hsmkme.hsm.tokens import sole
 from hsmkme.model import Clock, Entry
 from hsmkme.rotation import Rotation
 from hsmkme.store import Store, migrate
@@ -38,15 +39,15 @@ class StoreKeeper:
         """See `Keeper`."""
         migrate(self._file)
         with self._opened(address, lambda: pin) as (token, store):
-            store.epochs.admit(1, token.check_value(1), Entry("epoch.activate", ACTOR))
+            store.epochs.admit(1, token.check_value(1), Entry("epoch.activate", ACTOR), token.name)
             rotation = Rotation(token, store, self._clock, ACTOR)
-            while store.epochs.active() < active:
+            while store.epochs.active()[token.name] < active:
                 rotation.rotate(because="rehearsal")
 
     def with_rotation(self, address: TokenAddress, pin: PinSource, act: Act[Result]) -> Result:
         """Do ``act`` to the epochs, after the master keys of token and store were compared."""
         with self._opened(address, pin) as (token, store):
-            bootstrap.custody_of(token, store)
+            bootstrap.custody_of(sole(token), store)
             return act(store, Rotation(token, store, self._clock, ACTOR))
 
     @property
@@ -78,7 +79,7 @@ class StoreEpochs:
         """See `Epochs`. Durable acts: those of `Rotation.rotate`."""
 
         def rotate(store: Store, rotation: Rotation) -> Evidence:
-            active = store.epochs.active()
+            active = store.epochs.active()[self._address.label]
             if active not in (epoch - 1, epoch):
                 raise OperatorFault(f"epoch {active} is active, and the plan rotates from {epoch - 1} to {epoch}")
             if active != epoch:
@@ -93,7 +94,7 @@ class StoreEpochs:
         def end(store: Store, rotation: Rotation) -> Evidence:
             rotation.rewrap(epoch)
             rotation.shred(epoch)
-            ended, active = store.epochs.one(epoch), store.epochs.active()
+            ended, active = store.epochs.one(epoch), store.epochs.active()[self._address.label]
             return {"epoch": epoch, "destroyed": ended.proved, "check_value": ended.check_value, "active": active}
 
         return self._by_login(end)

@@ -14,16 +14,16 @@ from hsmkme.audit import (
     timestamp,
 )
 from hsmkme.errors import AuditBroken
-from hsmkme.hsm.token import Token
+from hsmkme.hsm.tokens import Tokens
 from hsmkme.model import Clock, Seal
 from hsmkme.store import Store
 
 
 class Logbook:
-    """The log of ``store``, signed by ``token``."""
+    """The log of ``store``, signed by the first of ``tokens`` that can."""
 
-    def __init__(self, token: Token, store: Store, clock: Clock) -> None:
-        self._token = token
+    def __init__(self, tokens: Tokens, store: Store, clock: Clock) -> None:
+        self._tokens = tokens
         self._store = store
         self._clock = clock
 
@@ -38,7 +38,7 @@ class Logbook:
             raise _cut(last.seq, seq)
         if seq == 0 or (last is not None and last.seq == seq):
             return None
-        signature = self._token.sign(seal_digest(seq, row))
+        signature = self._sign(seal_digest(seq, row))
         seal = Seal(seq, row, timestamp(self._clock()), signature)
         self._store.log.add_seal(seal)
         return seal
@@ -52,17 +52,22 @@ class Logbook:
             if log_now.seals and log_now.seals[-1].seq > log_now.seq:
                 raise _cut(log_now.seals[-1].seq, log_now.seq)
             header = export_header(kme_id, log_now.seq, log_now.hash, timestamp(self._clock()))
-            yield signed_header(header, self._token.sign(export_digest(header)))
+            yield signed_header(header, self._sign(export_digest(header)))
             yield from export_lines(log_now.rows, log_now.seals)
 
     def sign_receipt(self, text: str) -> bytes:
         """The token's signature over a receipt; every row that is in the log by now is sealed."""
         self.seal()
-        return self._token.sign(receipt_digest(text))
+        return self._sign(receipt_digest(text))
 
     def public_key(self) -> bytes:
-        """The key that verifies what is signed here, PEM."""
-        return self._token.audit_public_key()
+        """The keys that verify what is signed here, PEM: one of each token that answers."""
+        found: list[bytes] = []
+        self._tokens.each(lambda token: found.append(token.audit_public_key()))
+        return b"".join(found)
+
+    def _sign(self, digest: bytes) -> bytes:
+        return self._tokens.any(lambda token: token.sign(digest))
 
 
 def _cut(sealed: int, last: int) -> AuditBroken:

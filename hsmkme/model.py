@@ -108,6 +108,7 @@ class SealedBlock:
     """A block as the store keeps it. ``digest`` is a keyed tag of the bytes, made in the token.
 
     On a link to a peer: ``tag`` confirms the same bytes at both ends, ``mine`` says that this end owns the block.
+    ``copies``: its key as further tokens wrap it.
     """
 
     seal: BlockSeal
@@ -116,6 +117,7 @@ class SealedBlock:
     digest: bytes = field(repr=False)
     tag: bytes | None = None
     mine: bool = True
+    copies: tuple[BlockSeal, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +185,7 @@ class Demand:
     """A claim: ``len(key_ids)`` keys of ``size`` bits for ``relation`` from links to the KME ``peer``.
 
     ``elsewhere`` are the slaves that other KMEs serve: the peer, and those ``further`` ones, to which the same keys
-    are carried.
+    are carried. ``away``: epochs whose token does not answer now; what only they open is not claimed.
     """
 
     relation: Relation
@@ -192,6 +194,7 @@ class Demand:
     key_ids: tuple[UUID, ...]
     elsewhere: frozenset[str] = frozenset()
     further: tuple[str, ...] = ()
+    away: frozenset[int] = frozenset()
 
     @property
     def due(self) -> int:

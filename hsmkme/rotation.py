@@ -7,15 +7,16 @@ verb may be killed at any line and is simply done again; the order of what is du
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from hsmkme.config import EpochsSection
-from hsmkme.errors import OperatorFault, RecordFault, StoreError, StoreUnavailable
+from hsmkme.epochs import quarantine
+from hsmkme.errors import OperatorFault, StoreError, StoreUnavailable
 from hsmkme.hsm.masters import MasterKeys
 from hsmkme.hsm.rewrapping import Rewrapping
 from hsmkme.hsm.token import Token
-from hsmkme.model import BlockSeal, Clock, Entry
+from hsmkme.model import Clock, Entry
 from hsmkme.states import EpochState
 from hsmkme.store import Epoch, Store
 
@@ -24,6 +25,7 @@ log = logging.getLogger(__name__)
 BATCH: Final = 64
 """Blocks that are rewrapped in one turn of the token and one commit."""
 
+_ROTATE: Final = "`hsmkme epoch rotate` opens one"
 _DRAINED: Final = (EpochState.COMPROMISED, EpochState.DEACTIVATED)
 """States of epochs whose blocks move away, the most urgent first."""
 
@@ -32,7 +34,7 @@ Moved = Callable[[int], object]
 
 
 class Rotation:
-    """Makes, drains and destroys the epochs of one KME; ``actor`` is who does so, for the log."""
+    """Makes, drains and destroys the epochs of one token of a KME; ``actor`` is who does so, for the log."""
 
     def __init__(self, token: Token, store: Store, clock: Clock, actor: str) -> None:
         self._token = token
@@ -70,14 +72,24 @@ class Rotation:
 
     def _prepared(self) -> int:
         epochs = self._store.epochs.all()
-        for epoch in epochs:
+        for epoch in self._own(epochs):
             if epoch.state is EpochState.PREACTIVATION:
                 if self._token.check_value(epoch.number) != epoch.check_value:
                     raise OperatorFault(f"master/{epoch.number} of this token is not the key that was prepared")
                 return epoch.number
         number = max(epoch.number for epoch in epochs) + 1
-        self._store.epochs.prepare(number, self._masters.make(number), self._entry("epoch.make"))
+        self._store.epochs.prepare(number, self._masters.make(number), self._token.name, self._entry("epoch.make"))
         return number
+
+    def _own(self, epochs: Sequence[Epoch]) -> list[Epoch]:
+        return [epoch for epoch in epochs if epoch.token == self._token.name]
+
+    def _active(self) -> int:
+        """The active epoch of this token; raises `StoreError` if it has none."""
+        try:
+            return self._store.epochs.active()[self._token.name]
+        except KeyError:
+            raise StoreError(f"no epoch of the token {self._token.name} is active: {_ROTATE}") from None
 
     def rewrap(self, epoch: int, moved: Moved = lambda _: None) -> None:
         """Move every live block of ``epoch`` to the active one. Each batch is a commit; what moved stays moved."""
@@ -96,13 +108,13 @@ class Rotation:
         if not blocks:
             self._after.pop(epoch, None)
             return 0
-        active = self._store.epochs.active()
+        active = self._active()
         result = self._rewrapping.rewrap([seal for _, seal in blocks], active)
         if result.done:
             self._store.epochs.rewrapped(result.done, active, self._entry("block.rewrap"))
         if result.bad:
             self._token.prove(epoch)  # raises if it is the device that fails
-            self._quarantine(result.bad)
+            quarantine(self._store, result.bad, self._actor)
         self._after[epoch] = blocks[-1][0]
         return len(blocks)
 
@@ -127,7 +139,7 @@ class Rotation:
             raise StoreError(f"epoch {epoch} is destroyed and has no witness: its row was tampered with")
         self._masters.destroy(epoch)
         others = self._masters.prove_destroyed(epoch, witness)
-        self._token.prove(self._store.epochs.active())  # what was not found was looked for in a token that works
+        self._token.prove(self._active())  # what was not found was looked for in a token that works
         proof = {"check_value": found.check_value, "sessions": "object gone", "other_masters_refuse": others}
         self._store.epochs.prove(epoch, self._entry("epoch.destroy", **proof))
         self._scrub()
@@ -143,10 +155,11 @@ class Rotation:
                 self._keep(settings)
 
     def _keep(self, settings: EpochsSection) -> None:
-        epochs = self._store.epochs.all()
-        active = next((epoch for epoch in epochs if epoch.state is EpochState.ACTIVE), None)
-        if active is None:
-            raise StoreError("no epoch is active: `hsmkme epoch rotate` opens one")
+        epochs = self._own(self._store.epochs.all())
+        if not epochs and (settings.rotate_seconds or settings.rotate_blocks):
+            self._rotate("first of this token")
+            return
+        active = self._store.epochs.one(self._active())
         age, wraps = self._clock() - active.since, active.wraps
         if 0 < settings.rotate_seconds <= age or 0 < settings.rotate_blocks <= wraps:
             self._rotate("schedule")
@@ -162,6 +175,8 @@ class Rotation:
     def _draining(self, number: int) -> Epoch:
         """An epoch that is on its way out; raises `StoreError` for another."""
         epoch = self._store.epochs.one(number)
+        if epoch.token != self._token.name:
+            raise StoreError(f"epoch {number} is of the token {epoch.token}, not of {self._token.name}")
         if epoch.state not in (*_DRAINED, EpochState.DESTROYED):
             raise StoreError(f"epoch {number} is {epoch.state}: `hsmkme epoch rotate` opens the one after it first")
         return epoch
@@ -177,12 +192,6 @@ class Rotation:
             f"{frozen} blocks in quarantine are under epoch {epoch} and do not unwrap: find out who altered them, then "
             "give them up by `hsmkme revoke --block`"
         )
-
-    def _quarantine(self, bad: list[BlockSeal]) -> None:
-        for seal in bad:
-            fault = RecordFault(seal.name.link_id, seal.name.block_id)
-            if self._store.blocks.freeze(seal.name, Entry("alarm.block-tampered", self._actor)):
-                log.error("ALARM %s: quarantined", fault)
 
     def _entry(self, event: str, **facts: object) -> Entry:
         return Entry(event, self._actor, facts)

@@ -54,7 +54,7 @@ class Kme:
 
     def turn_over(self) -> None:
         """A whole rotation."""
-        active = self.store.epochs.active()
+        active = self.store.epochs.active()[self.token.name]
         self.rotation.rotate(because="test")
         self.rotation.rewrap(active)
         self.rotation.shred(active)

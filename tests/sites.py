@@ -10,6 +10,7 @@ from hsmkme.audit import AuditChain
 from hsmkme.config import Config
 from hsmkme.custody import Custody
 from hsmkme.hsm import Token
+from hsmkme.hsm.tokens import sole
 from hsmkme.intake import Intake
 from hsmkme.model import Clock, Entry
 from hsmkme.store import Store, migrate
@@ -69,7 +70,7 @@ class Site:
 
     def open(self, clock: Clock) -> tuple[Store, Custody]:
         store = Store(self.path, AuditChain(), clock)
-        return store, Custody(self.token, store, clock)
+        return store, Custody(sole(self.token), store, clock)
 
     def open_store(self, clock: Clock) -> Store:
         """The store alone: nobody looks at what the token remembers."""

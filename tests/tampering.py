@@ -26,6 +26,7 @@ from hsmkme.custody import Custody
 from hsmkme.errors import HsmkmeError, NotEnoughKeys
 from hsmkme.fairuse import FairUse
 from hsmkme.hsm import Token
+from hsmkme.hsm.tokens import sole
 from hsmkme.identifiers import KeyIds
 from hsmkme.kme import Kme
 from hsmkme.model import BlockName, Entry, KeyMaterial, Link, OpenKey, RawBlock
@@ -75,7 +76,7 @@ def make_world(directory: Path, token: Token, clock: Callable[[], float]) -> Wor
         store.registry.add_sae(sae, "kme-1", Entry("sae.add", "test"))
     for slave in SLAVES:
         store.registry.allow("alice", slave, Entry("pair.allow", "test"))
-    custody = Custody(token, store, clock)
+    custody = Custody(sole(token), store, clock)
     for block_id in BLOCKS:
         name, made = BlockName("local", block_id), os.urandom(KEYS * BITS // 8)
         custody.deposit([RawBlock(name, BITS, KeyMaterial(made))], BlockState.READY, 1000, "test")
@@ -125,7 +126,7 @@ def used(path: Path, token: Token, world: World, clock: Callable[[], float]) -> 
     seen = Seen()
     store = Store(path, AuditChain(), clock)
     try:
-        custody = Custody(token, store, clock)
+        custody = Custody(sole(token), store, clock)
         kme = make_kme(custody, store, clock)
         for slave in SLAVES:
             _collect(kme, slave, world.owed[slave], seen)

@@ -26,6 +26,7 @@ from hsmkme.audit import AuditChain, canonical, row_hash
 from hsmkme.custody import Custody
 from hsmkme.errors import AuditBroken, BlockConflict
 from hsmkme.hsm import Token, TokenAddress
+from hsmkme.hsm.tokens import sole
 from hsmkme.model import BlockName, Demand, Entry, KeyMaterial, RawBlock, Relation
 from hsmkme.states import BlockState
 from hsmkme.store import Store, migrate
@@ -196,7 +197,7 @@ def test_an_empty_log_proves_itself(site: Site, alone: Alone) -> None:
 def _export_of(token: Token, store: Store) -> list[str]:
     """An export without the checks of `Custody`, whose store knows an epoch."""
     store.epochs.admit(1, token.check_value(1), Entry("epoch.activate", "test"))
-    custody = Custody(token, store, FakeClock())
+    custody = Custody(sole(token), store, FakeClock())
     store.close()
     connection = sqlite3.connect(store._database.path)
     connection.executescript(

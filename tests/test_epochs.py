@@ -17,6 +17,7 @@ from hsmkme.custody import Custody
 from hsmkme.errors import IllegalTransition, OperatorFault, RecordFault, StoreError
 from hsmkme.hsm import Token, TokenAddress
 from hsmkme.hsm.masters import MasterKeys
+from hsmkme.hsm.tokens import sole
 from hsmkme.model import BlockName, Entry, KeyMaterial, RawBlock, SealedBlock
 from hsmkme.states import BlockState
 from hsmkme.store import Store
@@ -155,7 +156,7 @@ def test_a_store_from_before_an_epoch_was_destroyed_is_refused_at_the_start(kme:
     kme.turn_over()
     old = Store(copy, AuditChain(), kme.clock)
     with pytest.raises(OperatorFault, match="the token has no SECRET_KEY labelled 'master/1'"):
-        Custody(kme.token, old, kme.clock)
+        Custody(sole(kme.token), old, kme.clock)
     old.close()
 
 

@@ -23,6 +23,7 @@ from hsmkme.errors import OperatorFault, StoreTampered, TokenUnavailable
 from hsmkme.hsm import Token, TokenAddress
 from hsmkme.hsm.answers import CODES
 from hsmkme.hsm.breaker import LONGEST_PAUSE_SECONDS
+from hsmkme.hsm.tokens import sole
 from hsmkme.policy import KeyRequest
 from hsmkme.store import Store
 from hsmkme.store.schema import MIGRATIONS
@@ -331,7 +332,7 @@ def test_a_failing_token_blames_no_row_and_what_it_owes_is_given_afterwards(
 ) -> None:
     world, path, _, _ = case
     store = Store(tampered(world, path, nothing), AuditChain(), clock)
-    kme = make_kme(Custody(shimmed, store, clock), store, clock)
+    kme = make_kme(Custody(sole(shimmed), store, clock), store, clock)
     FAILING[name](shim)
     got = {}
     for slave in SLAVES:
@@ -360,5 +361,5 @@ def test_an_unknown_state_of_an_epoch_is_said_in_words(case: Case) -> None:
     assert cell is not None
     store = Store(tampered(world, path, flip(cell, 0)), AuditChain(), clock)
     with pytest.raises(StoreTampered, match="the row of an epoch was tampered with"):
-        Custody(device, store, clock)
+        Custody(sole(device), store, clock)
     store.close()

@@ -67,13 +67,13 @@ def seal_bare(config: Path, seconds: float, ready: Callable[[], object]) -> floa
 
 
 def _turns(config: Path) -> AbstractContextManager[pace.Turns]:
-    section = configuration.load(config).token
+    section = configuration.load(config).token[0]
     return pace.turns(bootstrap.token_address(section), bootstrap.pin_source(section.pin_file))
 
 
 def open_keys(config: Path, seconds: float, ready: Callable[[], object]) -> float:
     """`Token.open` of the keys of one block, in a plain loop."""
-    token = bootstrap.open_token(configuration.load(config))
+    token = bootstrap.open_token(configuration.load(config).token[0])
     try:
         sealed = token.seal(_block(), _EPOCH)
         stride = segment_bytes(KEY_BITS)
@@ -88,7 +88,7 @@ def open_keys(config: Path, seconds: float, ready: Callable[[], object]) -> floa
 
 def seal_blocks(config: Path, seconds: float, ready: Callable[[], object]) -> float:
     """`Token.seal` of one block after the other, in a plain loop."""
-    token = bootstrap.open_token(configuration.load(config))
+    token = bootstrap.open_token(configuration.load(config).token[0])
     try:
         block = _block()
         return _rate(lambda: token.seal(block, _EPOCH), seconds, ready)
@@ -105,7 +105,7 @@ def deposit(config: Path, keys: float, ready: Callable[[], object]) -> float:
     start = time.perf_counter()
     tally = parts.intake().run(file)
     took = time.perf_counter() - start
-    parts.token.close()
+    parts.tokens.close()
     return tally.keys / took
 
 

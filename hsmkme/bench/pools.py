@@ -86,5 +86,5 @@ def tick_milliseconds(config: Path, ticks: float, ready: Callable[[], object]) -
             duty.due = 0.0
         upkeep.tick()
     took = time.perf_counter() - began
-    parts.token.close()
+    parts.tokens.close()
     return 1e3 * took / ticks

@@ -192,7 +192,7 @@ def main() -> None:
     os.environ[bootstrap.CONFIG_VARIABLE] = path
     config = configuration.load(Path(path))
     listener = replace(listener_for_saes(config), bind=(f"127.0.0.1:{port}",))
-    module = bootstrap.token_address(config.token).module
+    module = bootstrap.token_address(config.token[0]).module
     Server(listener, partial(build, Path(directory), module), {}).run()
 
 

@@ -46,8 +46,8 @@ def ceremony() -> None:
 def new(kind: str, plan_file: Path, label: str | None, softhsm_conf: Path | None, config: str | None,
         **subject: str) -> None:
     """Write a plan of this KIND to PLAN.toml, for people to complete and review. Nothing is overwritten."""
-    if label is None:
-        address = bootstrap.token_address(load_config(config).token)
+    if label is None or config is not None:
+        address = bootstrap.token_address(load_config(config).token_named(label))
     else:
         profile = load_profile("softhsm-2.6")
         address = TokenAddress(profile, Path(profile.module), label, softhsm_conf=softhsm_conf)

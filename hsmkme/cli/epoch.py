@@ -16,7 +16,7 @@ from hsmkme.errors import StoreError
 from hsmkme.rotation import Rotation
 from hsmkme.store import Epoch, Store
 
-_COLUMNS = ("epoch", "state", "check_value", "since", "wraps", "live_blocks", "quarantined", "next")
+_COLUMNS = ("epoch", "token", "state", "check_value", "since", "wraps", "live_blocks", "quarantined", "next")
 _NEXT = {
     "preactivation": "`hsmkme epoch rotate` activates it",
     "deactivated": "upkeep drains and destroys it, or `hsmkme epoch rewrap {n}`, `hsmkme epoch shred {n}`",
@@ -57,11 +57,13 @@ def epoch_show(number: int, config: str | None, as_json: bool) -> None:
 
 @epoch.command("rotate")
 @click.option("--reason", default="by hand", show_default=True, help="Why, for the audit log.")
+@click.option("--token", metavar="LABEL", help="Of which token; the first that is configured.")
 @with_config
 @JSON_OPTION
-def epoch_rotate(reason: str, config: str | None, as_json: bool) -> None:
+def epoch_rotate(reason: str, token: str | None, config: str | None, as_json: bool) -> None:
     """Open the next epoch: deposits go under it at once, in every process. What is under others stays readable."""
-    store, rotation = opened(config)
+    parts = bootstrap.open_parts(config_path(config))
+    store, rotation = parts.store, _rotation(parts, parts.config.token_named(token).label)
     number = rotation.rotate(because=reason)
     facts = _told(store, store.epochs.one(number))
     done = f"epoch {number} is active, check value {facts['check_value']}; upkeep moves the blocks of the one before"
@@ -74,7 +76,7 @@ def epoch_rotate(reason: str, config: str | None, as_json: bool) -> None:
 @JSON_OPTION
 def epoch_rewrap(number: int, config: str | None, as_json: bool) -> None:
     """Move every live block of EPOCH to the active one, inside the token, as fast as it goes. May be interrupted."""
-    store, rotation = opened(config)
+    store, rotation = opened(config, number)
     began, total = time.monotonic(), sum(store.epochs.live(number).values())
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("blocks"))
     quiet = as_json or not console.is_terminal
@@ -98,18 +100,21 @@ def epoch_shred(number: int, config: str | None, as_json: bool) -> None:
 
     Every old copy of what was under it is worthless afterwards, backups too.
     """
-    _, rotation = opened(config)
+    _, rotation = opened(config, number)
     fresh = rotation.shred(number)
     told = "master key destroyed, and proved to be" if fresh else "was destroyed before"
     facts = {"epoch": number, "destroyed": True, "now": fresh}
     click.echo(json.dumps(facts) if as_json else f"epoch {number}: {told}")
 
 
-def opened(config: str | None) -> tuple[Store, Rotation]:
-    """The store, and who rotates: logged in to the token."""
+def opened(config: str | None, epoch: int) -> tuple[Store, Rotation]:
+    """The store, and who rotates: logged in to the token that ``epoch`` is of."""
     parts = bootstrap.open_parts(config_path(config))
-    return parts.store, Rotation(parts.token, parts.store, time.time, operator())
+    return parts.store, _rotation(parts, parts.config.token_named(parts.store.epochs.one(epoch).token).label)
 
+
+def _rotation(parts: bootstrap.Parts, token: str) -> Rotation:
+    return Rotation(parts.tokens[token], parts.store, time.time, operator())
 
 
 def _told(store: Store, one: Epoch) -> dict[str, Any]:
@@ -118,6 +123,7 @@ def _told(store: Store, one: Epoch) -> dict[str, Any]:
     done = one.proved or one.state == "active"
     return {
         "epoch": one.number,
+        "token": one.token,
         "state": str(one.state),
         "check_value": one.check_value,
         "since": one.since or None,

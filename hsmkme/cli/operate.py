@@ -6,7 +6,8 @@ import logging
 import signal
 import threading
 import time
-from functools import partial
+from collections.abc import Callable
+from functools import cache, partial
 from types import FrameType
 
 import click
@@ -15,10 +16,13 @@ from hsmkme import bootstrap
 from hsmkme.cli.shared import config_path, load_config, with_config
 from hsmkme.liaison import ROUND_SECONDS, Liaison
 from hsmkme.rotation import Rotation
+from hsmkme.spreading import Spreading
 from hsmkme.store import migrate as migrate_store
 from hsmkme.upkeep import Duty
 
 TICK_SECONDS = 0.5
+SPREAD_SECONDS = 5
+"""How often it is looked whether copies of block keys are missing: that reads every live block."""
 
 
 @click.command()
@@ -46,12 +50,25 @@ def upkeep(config: str | None) -> None:
     bootstrap.begin(load_config(config), void=False)
     parts = bootstrap.open_parts(config_path(config))
     duties = bootstrap.upkeep_with_spools(parts)
-    rotation = Rotation(parts.token, parts.store, time.time, "upkeep")
-    duties.duties.append(Duty("epochs", 1.0, partial(rotation.keep, parts.config.epochs)))
+    for name in parts.tokens.names:
+        duties.duties.append(Duty(f"epochs of {name}", 1.0, _keeper_of_epochs(parts, name)))
+    spreading = Spreading(parts.tokens, parts.store, "upkeep")
+    spread = partial(spreading.keep, parts.config.links, SPREAD_SECONDS * parts.config.epochs.rewrap_per_second)
+    duties.duties.append(Duty("copies", SPREAD_SECONDS, spread))
     if parts.config.peering is not None:
         threading.Thread(target=_look_after_links, args=(parts.liaison(), stopping), daemon=True).start()
     while not stopping.wait(TICK_SECONDS):
         duties.tick()
+
+
+def _keeper_of_epochs(parts: bootstrap.Parts, token: str) -> Callable[[], None]:
+    """Looks after the epochs of a token, once it is there."""
+
+    @cache
+    def rotation() -> Rotation:
+        return Rotation(parts.tokens[token], parts.store, time.time, "upkeep")
+
+    return lambda: rotation().keep(parts.config.epochs)
 
 
 def _look_after_links(liaison: Liaison, stopping: threading.Event) -> None:

@@ -62,7 +62,7 @@ def revoke(
         if sae_id is not None:
             outcome = revocation.sae(sae_id)
         elif epoch is not None:
-            outcome = revocation.epoch(epoch, opened(config)[1], ended)
+            outcome = revocation.epoch(epoch, opened(config, epoch)[1], ended)
         else:
             outcome = revocation.blocks(_scope(store, link, block, since, until), ended)
     _tell(outcome, as_json=as_json)

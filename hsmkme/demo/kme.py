@@ -195,7 +195,7 @@ class DemoKme:
         plan, answers = (self._transcript.with_name(name) for name in ("plan.toml", "answers.toml"))
         if not plan.exists():
             plan.parent.mkdir(exist_ok=True)
-            address = bootstrap.token_address(configuration.load(self.config_path).token)
+            address = bootstrap.token_address(configuration.load(self.config_path).token[0])
             plan.write_text(ceremonies.plan(address, [*components], self._transcript.name))
         so_pin, user_pin = (bootstrap.pin_source(self.home / name)() for name in ("so-pin", "pin"))
         links = {link: ceremonies.read_components(path) for link, path in components.items()}

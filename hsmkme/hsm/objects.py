@@ -15,6 +15,7 @@ from hsmkme.hsm import sealing, templates
 
 AUDIT_LABEL: Final = "audit"
 DIGEST_LABEL: Final = "digest"
+BRIDGE_LABEL: Final = "bridge"
 LINK_KEY_BYTES: Final = 32
 LINK_CHECK: Final = b"hsmkme/link-check/1"
 

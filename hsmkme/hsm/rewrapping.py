@@ -1,8 +1,8 @@
-"""Block keys moved from one master key to another, inside the token.
+"""Block keys moved from one wrapping key to another, inside the token.
 
-A block key is unwrapped into an object that can do nothing but be wrapped again, wrapped under the new master key, and
+A block key is unwrapped into an object that can do nothing but be wrapped again, wrapped under the new key, and
 destroyed. What comes of it is proved before it counts: AES-KW has no randomness, so the new blob, unwrapped and wrapped
-under the old master key, must give the old blob again, bit for bit. The segments of a block do not change.
+under the old key, must give the old blob again, bit for bit. The segments of a block do not change.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from hsmkme.errors import TokenUnavailable
 from hsmkme.hsm import sealing, templates
 from hsmkme.hsm.answers import Fault
 from hsmkme.hsm.faults import fault_of
-from hsmkme.hsm.objects import find_object, master_label
+from hsmkme.hsm.objects import BRIDGE_LABEL, find_object, master_label
 from hsmkme.hsm.running import Runner
 from hsmkme.hsm.session import Lane
 from hsmkme.model import BlockSeal
@@ -45,24 +45,23 @@ class Rewrapping:
 
         Whether it is a bad seal or a bad device that does not unwrap is for the caller to find out.
         """
-        return self._runner.run("rewrapping block keys", lambda lane: self._rewrap(lane, seals, epoch))
+        (old,) = {seal.epoch for seal in seals}
+        moved = self.move([sealing.wrapped_key_of(seal) for seal in seals], master_label(old), master_label(epoch))
+        return sorted_out(seals, moved, epoch)
 
-    def _rewrap(self, lane: Lane, seals: Sequence[BlockSeal], epoch: int) -> Rewrapped:
-        (old_epoch,) = {seal.epoch for seal in seals}
-        old, new = (self._master(lane, number) for number in (old_epoch, epoch))
-        result = Rewrapped()
-        for seal in seals:
-            blob = sealing.wrapped_key_of(seal)
-            moved = None if blob is None else self._moved(blob, old, new)
-            if moved is None:
-                result.bad.append(seal)
-            else:
-                result.done.append((seal, sealing.with_header(epoch, moved)))
-        return result
+    def move(self, blobs: Sequence[bytes | None], old: str, new: str) -> list[bytes | None]:
+        """``blobs``, which the key labelled ``old`` wrapped, as ``new`` wraps them; None for what does not unwrap."""
 
-    def _master(self, lane: Lane, epoch: int) -> Any:
-        found = find_object(lane.session, master_label(epoch), ObjectClass.SECRET_KEY)
-        templates.verify_object(master_label(epoch), found, templates.MASTER, self._runner.cryptoki)
+        def move(lane: Lane) -> list[bytes | None]:
+            unwraps, wraps = (self._key(lane, label) for label in (old, new))
+            return [None if blob is None else self._moved(blob, unwraps, wraps) for blob in blobs]
+
+        return self._runner.run("rewrapping block keys", move)
+
+    def _key(self, lane: Lane, label: str) -> Any:
+        found = find_object(lane.session, label, ObjectClass.SECRET_KEY)
+        expected = templates.BRIDGE if label == BRIDGE_LABEL else templates.MASTER
+        templates.verify_object(label, found, templates.form_of(found, expected), self._runner.cryptoki)
         return found
 
     def _moved(self, blob: bytes, old: Any, new: Any) -> bytes | None:
@@ -97,3 +96,14 @@ class Rewrapping:
             yield key
         finally:
             key.destroy()
+
+
+def sorted_out(seals: Sequence[BlockSeal], moved: Sequence[bytes | None], epoch: int) -> Rewrapped:
+    """What became of ``seals``, whose block keys are ``moved`` to ``epoch``."""
+    result = Rewrapped()
+    for seal, blob in zip(seals, moved, strict=True):
+        if blob is None:
+            result.bad.append(seal)
+        else:
+            result.done.append((seal, sealing.with_header(epoch, blob)))
+    return result

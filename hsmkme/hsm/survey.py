@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -102,12 +102,19 @@ def described(token: Any) -> dict[str, object]:
     }
 
 
-def visible_tokens(address: TokenAddress) -> list[dict[str, object]]:
-    """Every token that the module of ``address`` shows; ``configured`` says whether it is the one of ``address``."""
-    with login_turn(address), translated("listing the tokens"):
-        found = [(slot, slot.get_token()) for slot in load_module(address).get_slots(token_present=True)]
+def visible_tokens(addresses: Sequence[TokenAddress]) -> list[dict[str, object]]:
+    """Every token that the modules of ``addresses`` show; ``configured`` says whether it is one of them."""
+    by_module = {address.module: address for address in addresses}
+    return [row for address in by_module.values() for row in _visible(address, addresses)]
+
+
+def _visible(module: TokenAddress, addresses: Sequence[TokenAddress]) -> list[dict[str, object]]:
+    own = [address for address in addresses if address.module == module.module]
+    with login_turn(module), translated("listing the tokens"):
+        found = [(slot, slot.get_token()) for slot in load_module(module).get_slots(token_present=True)]
         return [
-            {"slot": slot.slot_id, **described(token), "configured": _is_meant(token, address)} for slot, token in found
+            {"slot": slot.slot_id, **described(token), "configured": any(_is_meant(token, address) for address in own)}
+            for slot, token in found
         ]
 
 

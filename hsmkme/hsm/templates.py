@@ -94,6 +94,9 @@ TRANSPORT: Final[Template] = {
     A.UNWRAP_TEMPLATE: UNWRAPPED_FORM,
 }
 
+# The key that the tokens of one KME share: block keys are wrapped under it on their way from one to another.
+BRIDGE: Final[Template] = {**TRANSPORT, **_role(A.WRAP, A.UNWRAP)}
+
 AUDIT_PRIVATE: Final[Template] = {
     **{capability: capability is A.SIGN for capability in (A.DECRYPT, A.UNWRAP, A.SIGN, A.SIGN_RECOVER, A.DERIVE)},
     **_secret(token=True, extractable=False),

@@ -18,7 +18,7 @@ from pkcs11 import ObjectClass
 from pkcs11.mechanisms import Mechanism
 
 from hsmkme.errors import RecordFault, TokenUnavailable
-from hsmkme.hsm import masking, objects, sealing, templates
+from hsmkme.hsm import objects, sealing, templates
 from hsmkme.hsm.anchor import Anchor, anchored
 from hsmkme.hsm.answers import Fault
 from hsmkme.hsm.cryptoki import CryptokiError
@@ -29,7 +29,6 @@ from hsmkme.hsm.running import Runner
 from hsmkme.hsm.segments import Segments
 from hsmkme.hsm.session import Lane, PinSource, Sessions
 from hsmkme.model import (
-    BlockName,
     BlockSeal,
     CeremonyNote,
     KeyMaterial,
@@ -69,6 +68,11 @@ class Token:
         self._block_keys = block_keys
         self._sentinels: dict[int, SealedBlock] = {}
 
+    @property
+    def name(self) -> str:
+        """Its label: what configuration and store call it."""
+        return self._sessions.address.label
+
     def close(self) -> None:
         """Log out; the token cannot be used afterwards."""
         self._sessions.close()
@@ -84,31 +88,14 @@ class Token:
         """
         return self._runner.run("opening keys", lambda lane: [self._open(lane, key) for key in keys])
 
-    def mask(self, keys: Sequence[SealedKey], pads: Sequence[SealedKey]) -> list[bytes]:
-        """Each key XOR its pad, which must be as long and mask nothing else, ever: nobody learns anything without it.
+    def seal_carried(self, block: RawBlock, epoch: int) -> SealedBlock:
+        """Seal keys that came over other KMEs: as `seal`, but that the digest covers the name and no device repeats."""
 
-        Raises `RecordFault` for the first of both that does not open.
-        """
-
-        def mask(lane: Lane) -> list[bytes]:
-            opened = ((self._open(lane, key), self._open(lane, pad)) for key, pad in zip(keys, pads, strict=True))
-            return [masking.masked(key.material.reveal(), pad.material) for key, pad in opened]
-
-        return self._runner.run("masking keys", mask)
-
-    def unmask(self, values: Sequence[bytes], pads: Sequence[SealedKey], name: BlockName, epoch: int) -> SealedBlock:
-        """What `mask` made elsewhere, sealed as a block of this end's own, of which no key leaves unsealed.
-
-        Raises `RecordFault` for the first pad that does not open.
-        """
-
-        def unmask(lane: Lane) -> SealedBlock:
-            opened = ((value, self._open(lane, pad).material) for value, pad in zip(values, pads, strict=True))
-            block = masking.block_of(name, [masking.masked(value, pad) for value, pad in opened])
+        def seal(lane: Lane) -> SealedBlock:
             digest = self._digest(lane, sealing.carried_digest_input(block))
             return replace(self._seal(lane, block, epoch), digest=digest, mine=False)
 
-        return self._runner.run("unmasking keys", unmask)
+        return self._runner.run("sealing carried keys", seal)
 
     def digest(self, block: RawBlock) -> bytes:
         """A keyed tag of the block's bytes, 32 bytes: finds the same bytes again, says nothing of them to a thief."""

@@ -14,6 +14,7 @@ from hsmkme.store.approving import Approval, Approving
 from hsmkme.store.blocks import Blocks, Outcome
 from hsmkme.store.carried import Carried, carried_name
 from hsmkme.store.ceremonies import Ceremonies
+from hsmkme.store.copies import Copies
 from hsmkme.store.database import Chain, Database, connect, spoken
 from hsmkme.store.epochs import Epoch, Epochs
 from hsmkme.store.examining import Examining
@@ -43,6 +44,7 @@ __all__ = [
     "Carried",
     "Ceremonies",
     "Chain",
+    "Copies",
     "Draft",
     "Epoch",
     "Epochs",
@@ -90,6 +92,7 @@ class Store:
         self.sharing = Sharing(self._database)
         self.reconciling = Reconciling(self._database)
         self.epochs = Epochs(self._database)
+        self.copies = Copies(self._database)
         self.ageing = Ageing(self._database)
         self.revoking = Revoking(self._database)
         self.registry = Registry(self._database)
@@ -99,10 +102,6 @@ class Store:
         self.approving = Approving(self._database)
         self.views = Views(self._database)
         self.examining = Examining(self._database)
-
-    def seal_rows(self, key: bytes) -> None:
-        """Seal rows of keys under ``key`` from now on, at most 64 bytes, and believe no other."""
-        self._database.rows.use(key)
 
     def checkpoint(self) -> None:
         """Empty the WAL into the file."""

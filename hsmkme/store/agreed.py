@@ -17,6 +17,7 @@ from hsmkme.model import Demand, Entry, Relation, Retry, SealedKey
 from hsmkme.states import KeyState
 from hsmkme.store.answers import remember
 from hsmkme.store.claims import assign_of, claimed, vein_to
+from hsmkme.store.copies import IN_REACH, packed
 from hsmkme.store.database import Database, Transaction
 from hsmkme.store.inbox import revoke
 from hsmkme.store.outbox import Draft, numbered, require_open
@@ -35,6 +36,7 @@ _OLDEST: Final = "master = ? AND slaves = ? AND size = ? AND state = 'assigned' 
 _WRONG: Final = """
 SELECT 1 FROM block JOIN link USING (link_id) WHERE block_pk = ? AND (why <> '' OR block.state IN ('frozen', 'revoked'))
 """
+_OUT_OF_REACH: Final = f"SELECT 1 FROM block WHERE block_pk = ?1 AND NOT {IN_REACH.format('?2')}"  # noqa: S608 - ours
 
 NewIds = Callable[[int], tuple[UUID, ...]]
 """Makes so many new key_IDs."""
@@ -195,6 +197,9 @@ def _good(transaction: Transaction, demand: Demand, limit: int) -> list[KeyRow]:
     rows = rows_where(transaction.connection, _OLDEST, values)
     blocks = {place[0] for row in rows for place in row.places}
     barred = {block_pk for block_pk in blocks if transaction.execute(_WRONG, (block_pk,)).fetchone()}
+    if demand.away:
+        away = packed(demand.away)
+        barred |= {pk for pk in blocks if transaction.execute(_OUT_OF_REACH, (pk, away)).fetchone()}
     return [row for row in rows if not any(place[0] in barred for place in row.places)]
 
 

@@ -18,6 +18,7 @@ from hsmkme.model import (
 )
 from hsmkme.states import BlockState, KeyState
 from hsmkme.store.answers import remember
+from hsmkme.store.copies import epochs_of, keep_rest
 from hsmkme.store.database import Database, Transaction
 from hsmkme.store.examining import count_pools
 from hsmkme.store.rows import Batch, insert_rows
@@ -98,7 +99,7 @@ def _take(transaction: Transaction, block: SealedBlock, state: BlockState, limit
     if clash is None:
         _refuse_overflow(transaction, name.link_id, block.key_count, limit)
         _insert(transaction, block, state)
-        transaction.append(facts.knowing(epoch=block.seal.epoch))
+        transaction.append(facts.knowing(**epochs_of(block)))
         return Outcome.TAKEN
     if clash.known == name and clash.same_keys:
         return Outcome.ALREADY
@@ -159,7 +160,7 @@ def _insert(transaction: Transaction, block: SealedBlock, state: BlockState) -> 
             *(seal.wrapped, block.digest, transaction.now(), block.tag, block.mine, seal.epoch),
         ),
     )
-    transaction.execute("INSERT INTO segments VALUES (?, ?)", (cursor.lastrowid, block.segments))
+    keep_rest(transaction, int(cursor.lastrowid or 0), block)
 
 
 def freeze_block(transaction: Transaction, name: BlockName) -> bool:

@@ -15,6 +15,7 @@ from hsmkme.messages.bodies import Assign, AssignedKey
 from hsmkme.model import BlockName, BlockSeal, Entry, Part, Relation, SealedBlock, SealedKey, segment_bytes
 from hsmkme.states import BlockState
 from hsmkme.store.accepting import NotAssignedError, insert_keys, taken
+from hsmkme.store.copies import epochs_of, keep_rest
 from hsmkme.store.database import Database, Transaction
 from hsmkme.store.inbox import Inbox, Receipt
 from hsmkme.store.outbox import OPEN
@@ -99,9 +100,10 @@ def _insert(
             seal.epoch,
         ),
     )
-    transaction.execute("INSERT INTO segments VALUES (?, ?)", (cursor.lastrowid, block.segments))
-    places = [[(int(cursor.lastrowid or 0), index, 1)] for index in range(block.key_count)]
+    block_pk = int(cursor.lastrowid or 0)
+    keep_rest(transaction, block_pk, block)
+    places = [[(block_pk, index, 1)] for index in range(block.key_count)]
     insert_keys(transaction, relation, assign, places, due)
-    facts = {"link": name.link_id, "block": name.block_id, "epoch": seal.epoch, "keys": block.key_count}
+    facts = {"link": name.link_id, "block": name.block_id, "keys": block.key_count, **epochs_of(block)}
     key_ids = [str(key.key_id) for key in assign.keys]
     transaction.append(Entry("block.carry", actor, {**facts, "bits": seal.key_bits, "key_IDs": key_ids}))

@@ -15,8 +15,9 @@ class Ceremonies:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def admit(self, note: CeremonyNote, entry: Entry) -> bool:
-        """Log a ceremony, unless it is logged already. A store that knows no epoch begins with the master key it made.
+    def admit(self, note: CeremonyNote, token: str, entry: Entry) -> bool:
+        """Log a ceremony that was held on ``token``, unless it is logged already. A store that knows no epoch begins
+        with the master key it made.
 
         Durable writes: one commit with the ceremony, the epoch and their rows of the log.
         """
@@ -30,9 +31,9 @@ class Ceremonies:
             transaction.append(entry.knowing(**facts, made=dict(note.made)))
             value = note.made.get(FIRST_MASTER)
             first = transaction.execute(
-                "INSERT INTO epoch (epoch, state, check_value, since) SELECT 1, ?, ?, ? WHERE ? NOT NULL"
+                "INSERT INTO epoch (epoch, token, state, check_value, since) SELECT 1, ?, ?, ?, ? WHERE ? NOT NULL"
                 " AND NOT EXISTS (SELECT 1 FROM epoch)",
-                (EpochState.ACTIVE.value, value, transaction.now(), value),
+                (token, EpochState.ACTIVE.value, value, transaction.now(), value),
             )
             if first.rowcount:
                 transaction.append(Entry("epoch.activate", "ceremony", {**facts, "epoch": 1, "check_value": value}))

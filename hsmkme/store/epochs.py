@@ -1,10 +1,12 @@
 """Epochs of the master key: which is active, what is under each, and how one ends. Each verb is one transaction.
 
+An epoch is of one token. What is under it are blocks' own wrapped keys and copies of them (``store/copies.py``).
 The database itself refuses a block under an epoch that is not active, and to end an epoch under which a live block is.
 """
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -19,13 +21,42 @@ from hsmkme.store.writers import turn
 NAMES_MOST: Final = 500
 """How many blocks one row of the log names."""
 
+_UNDER: Final = """
+SELECT block_pk, link_id, block_id, key_bits, wrapped, state FROM block WHERE epoch = :epoch AND state <> 'retired'
+UNION ALL SELECT block_pk, link_id, block_id, key_bits, copy.wrapped, state FROM copy JOIN block USING (block_pk)
+WHERE copy.epoch = :epoch AND state <> 'retired'
+"""
+_COUNT: Final = f"SELECT state, count(*) FROM ({_UNDER}) GROUP BY state"  # noqa: S608 - ours alone
+_SOME: Final = f"""
+SELECT block_pk, link_id, block_id, key_bits, wrapped FROM ({_UNDER})
+WHERE block_pk > :after ORDER BY block_pk LIMIT :limit
+"""  # noqa: S608 - ours alone
+_ENDED: Final = """
+SELECT link_id, block_id FROM (SELECT block_pk, link_id, block_id FROM block WHERE epoch = :epoch AND state = 'retired'
+UNION ALL SELECT block_pk, link_id, block_id FROM copy JOIN block USING (block_pk)
+WHERE copy.epoch = :epoch AND state = 'retired') ORDER BY block_pk
+"""
+_MOVE: Final = """
+UPDATE block SET epoch = ?, wrapped = ? WHERE link_id = ? AND block_id = ? AND epoch = ? AND wrapped = ?
+    AND state <> 'retired'
+"""
+_MOVE_COPY: Final = """
+UPDATE copy SET epoch = ?, wrapped = ?
+WHERE block_pk = (SELECT block_pk FROM block WHERE link_id = ? AND block_id = ? AND state <> 'retired')
+    AND epoch = ? AND wrapped = ?
+"""
+_COPIES: Final = """
+SELECT copy.epoch, copy.wrapped FROM copy JOIN block USING (block_pk) WHERE link_id = ? AND block_id = ?
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Epoch:
-    """One generation of the master key. ``since``: when it became active, 0 if it did not. ``wraps``: block keys that
-    were ever wrapped under it. ``proved``: the token showed that its master key is gone."""
+    """One generation of the master key of a ``token``. ``since``: when it became active, 0 if it did not. ``wraps``:
+    block keys that were ever wrapped under it. ``proved``: the token showed that its master key is gone."""
 
     number: int
+    token: str
     state: EpochState
     check_value: str
     since: int
@@ -44,13 +75,13 @@ class Epochs:
         """Every epoch, the first one first."""
         with self._database.read() as connection:
             rows = connection.execute(
-                "SELECT epoch, state, check_value, since, wraps, witness, proved FROM epoch ORDER BY epoch"
+                "SELECT epoch, token, state, check_value, since, wraps, witness, proved FROM epoch ORDER BY epoch"
             ).fetchall()
-        if any(state not in set(EpochState) for _, state, *_ in rows):
+        if any(state not in set(EpochState) for _, _, state, *_ in rows):
             raise StoreTampered("the row of an epoch was tampered with: it has no state that there is")
         return [
-            Epoch(number, EpochState(state), check_value, since, wraps, witness, bool(proved))
-            for number, state, check_value, since, wraps, witness, proved in rows
+            Epoch(number, token, EpochState(state), check_value, since, wraps, witness, bool(proved))
+            for number, token, state, check_value, since, wraps, witness, proved in rows
         ]
 
     def one(self, number: int) -> Epoch:
@@ -63,19 +94,16 @@ class Epochs:
     def live(self, epoch: int) -> dict[str, int]:
         """How many blocks in which state are under an epoch; retired ones are not counted."""
         with self._database.read() as connection:
-            return dict(
-                connection.execute(
-                    "SELECT state, count(*) FROM block WHERE epoch = ? AND state <> 'retired' GROUP BY state", (epoch,)
-                ).fetchall()
-            )
+            rows = connection.execute(_COUNT, {"epoch": epoch})
+            return dict(rows.fetchall())
 
-    def active(self) -> int:
-        """The epoch under which blocks are sealed."""
+    def active(self) -> dict[str, int]:
+        """The epoch under which blocks are sealed in each token, by the token's name."""
         with self._database.read() as connection:
-            row = connection.execute("SELECT epoch FROM epoch WHERE state = 'active'").fetchone()
-        if row is None:
+            active = dict(connection.execute("SELECT token, epoch FROM epoch WHERE state = 'active'").fetchall())
+        if not active:
             raise StoreError("the store knows no active master key: hold a first ceremony (ops/ceremonies.md)")
-        return int(row[0])
+        return active
 
     def usable(self) -> frozenset[int]:
         """The epochs that are not destroyed."""
@@ -89,24 +117,34 @@ class Epochs:
         with spoken(), turn(self._database.path, "epochs.turn", wait=wait) as taken:
             yield taken
 
-    def admit(self, epoch: int, check_value: str, entry: Entry) -> None:
-        """Record the first master key, which a ceremony made, as the active epoch."""
+    def admit(self, epoch: int, check_value: str, entry: Entry, token: str = "") -> None:
+        """Record the first master key, which a ceremony made, as the active epoch; its ``token`` may be seen later."""
         with self._database.write() as transaction:
-            _insert(transaction, epoch, check_value)
+            _insert(transaction, epoch, check_value, token)
             _activate(transaction, epoch)
             transaction.append(entry.knowing(epoch=epoch, check_value=check_value))
 
-    def prepare(self, epoch: int, check_value: str, entry: Entry) -> None:
+    def adopt(self, token: str) -> None:
+        """The master keys of every epoch that was of no token yet were found in this one."""
+        with self._database.read() as connection:
+            known = connection.execute("SELECT 1 FROM epoch WHERE token = ''").fetchone() is None
+        if not known:
+            with self._database.write(logged=False) as transaction:
+                transaction.execute("UPDATE epoch SET token = ? WHERE token = ''", (token,))
+
+    def prepare(self, epoch: int, check_value: str, token: str, entry: Entry) -> None:
         """Record a master key that is in the token and nothing is under yet."""
         with self._database.write() as transaction:
-            _insert(transaction, epoch, check_value)
-            transaction.append(entry.knowing(epoch=epoch, check_value=check_value))
+            _insert(transaction, epoch, check_value, token)
+            transaction.append(entry.knowing(epoch=epoch, check_value=check_value, token=token))
 
     def activate(self, epoch: int, entry: Entry, *, before: EpochState = EpochState.DEACTIVATED) -> None:
-        """Let blocks go under ``epoch`` from now on; the one that was active becomes what ``before`` says."""
+        """Let blocks go under ``epoch`` from now on; that of its token that was active becomes what ``before`` says."""
         with self._database.write() as transaction:
             ended = transaction.execute(
-                "UPDATE epoch SET state = ? WHERE state = 'active' AND epoch <> ? RETURNING epoch", (before, epoch)
+                "UPDATE epoch SET state = ? WHERE state = 'active' AND epoch <> ?"
+                " AND token = (SELECT token FROM epoch WHERE epoch = ?) RETURNING epoch",
+                (before, epoch, epoch),
             ).fetchall()
             _activate(transaction, epoch)
             transaction.append(entry.knowing(epoch=epoch, before=[number for (number,) in ended], becomes=str(before)))
@@ -127,17 +165,13 @@ class Epochs:
     def under(self, epoch: int, after: int, limit: int) -> list[tuple[int, BlockSeal]]:
         """Live blocks under an epoch, by their number in the store, the first of them after ``after``."""
         with self._database.read() as connection:
-            rows = connection.execute(
-                "SELECT block_pk, link_id, block_id, key_bits, wrapped FROM block"
-                " WHERE epoch = ? AND state <> 'retired' AND block_pk > ? ORDER BY block_pk LIMIT ?",
-                (epoch, after, limit),
-            ).fetchall()
+            rows = connection.execute(_SOME, {"epoch": epoch, "after": after, "limit": limit}).fetchall()
         return [(pk, BlockSeal(BlockName(link, name), epoch, bits, wrapped)) for pk, link, name, bits, wrapped in rows]
 
     def rewrapped(self, moved: Sequence[tuple[BlockSeal, bytes]], epoch: int, entry: Entry) -> int:
         """Keep block keys as they are wrapped under ``epoch`` now; returns how many blocks that moved.
 
-        Writes, in one commit: epoch and wrapped key of each block that is still as it was read, audit row.
+        Writes, in one commit: epoch and wrapped key of each block, or copy, that is as it was read, audit row.
         """
         with self._database.write() as transaction:
             done = [seal for seal, wrapped in moved if _move(transaction, seal, wrapped, epoch)]
@@ -146,18 +180,11 @@ class Epochs:
                 transaction.append(Entry(entry.event, entry.actor, {"from": old, "to": epoch, "blocks": names}))
             return len(done)
 
-    def renewed(self, keys: Sequence[SealedKey]) -> list[SealedKey]:
-        """The same keys with the seals that their blocks have by now."""
+    def renewed(self, keys: Sequence[SealedKey], away: frozenset[int] = frozenset()) -> list[SealedKey]:
+        """The same keys with the seals that their blocks have by now; copies, where those are of epochs ``away``."""
         seals = {part.block for key in keys for part in key.parts}
         with self._database.read() as connection:
-            now = {
-                seal: connection.execute(
-                    "SELECT epoch, wrapped FROM block WHERE link_id = ? AND block_id = ?",
-                    (seal.name.link_id, seal.name.block_id),
-                ).fetchone()
-                for seal in seals
-            }
-        fresh = {seal: replace(seal, epoch=row[0], wrapped=row[1]) if row else seal for seal, row in now.items()}
+            fresh = {seal: _renewed(connection, seal, away) for seal in seals}
         return [replace(key, parts=tuple(replace(p, block=fresh[p.block]) for p in key.parts)) for key in keys]
 
     # The end ----------------------------------------------------------------------------------------
@@ -181,9 +208,7 @@ class Epochs:
             proved = transaction.execute("UPDATE epoch SET proved = 1 WHERE epoch = ? AND proved = 0", (epoch,))
             if not proved.rowcount:
                 return
-            rows = transaction.execute(
-                "SELECT link_id, block_id FROM block WHERE epoch = ? AND state = 'retired' ORDER BY block_pk", (epoch,)
-            ).fetchall()
+            rows = transaction.execute(_ENDED, {"epoch": epoch}).fetchall()
             names = [_named(BlockName(*row)) for row in rows]
             for start in range(0, len(names), NAMES_MOST):
                 facts = {"epoch": epoch, "blocks": names[start : start + NAMES_MOST]}
@@ -191,10 +216,10 @@ class Epochs:
             transaction.append(entry.knowing(epoch=epoch, blocks=len(names)))
 
 
-def _insert(transaction: Transaction, epoch: int, check_value: str) -> None:
+def _insert(transaction: Transaction, epoch: int, check_value: str, token: str) -> None:
     transaction.execute(
-        "INSERT INTO epoch (epoch, state, check_value) VALUES (?, ?, ?)",
-        (epoch, EpochState.PREACTIVATION.value, check_value),
+        "INSERT INTO epoch (epoch, state, check_value, token) VALUES (?, ?, ?, ?)",
+        (epoch, EpochState.PREACTIVATION.value, check_value, token),
     )
 
 
@@ -203,12 +228,18 @@ def _activate(transaction: Transaction, epoch: int) -> None:
 
 
 def _move(transaction: Transaction, seal: BlockSeal, wrapped: bytes, epoch: int) -> bool:
-    moved = transaction.execute(
-        "UPDATE block SET epoch = ?, wrapped = ? WHERE link_id = ? AND block_id = ? AND epoch = ? AND wrapped = ?"
-        " AND state <> 'retired'",
-        (epoch, wrapped, seal.name.link_id, seal.name.block_id, seal.epoch, seal.wrapped),
-    )
-    return bool(moved.rowcount)
+    values = (epoch, wrapped, seal.name.link_id, seal.name.block_id, seal.epoch, seal.wrapped)
+    return any(transaction.execute(statement, values).rowcount for statement in (_MOVE, _MOVE_COPY))
+
+
+def _renewed(connection: sqlite3.Connection, seal: BlockSeal, away: frozenset[int]) -> BlockSeal:
+    name = (seal.name.link_id, seal.name.block_id)
+    own = connection.execute("SELECT epoch, wrapped FROM block WHERE link_id = ? AND block_id = ?", name).fetchone()
+    if own is None:
+        return seal
+    copies = connection.execute(_COPIES, name).fetchall() if own[0] in away else []
+    epoch, wrapped = next((copy for copy in copies if copy[0] not in away), own)
+    return replace(seal, epoch=epoch, wrapped=wrapped)
 
 
 def _named(name: BlockName) -> str:

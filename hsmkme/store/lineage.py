@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from hashlib import blake2b
+
+from hsmkme.errors import OperatorFault
 from hsmkme.model import Entry, Lineage
 from hsmkme.store.database import Database, Transaction, head_of
 from hsmkme.store.links import RESTORED, freeze
@@ -19,6 +22,21 @@ class Lineages:
         with self._database.read() as connection:
             store_id, generation = connection.execute("SELECT store_id, generation FROM lineage").fetchone()
             return Lineage(bytes(store_id), generation, head_of(connection)[0])
+
+    def seal_rows(self, key: bytes) -> None:
+        """Seal rows of keys under ``key`` from now on, at most 64 bytes, and believe no other.
+
+        Raises `OperatorFault` if another key sealed them before. Durable the first time: the key's check value.
+        """
+        check_value = blake2b(b"hsmkme/row-key-check/1", key=key, digest_size=16).digest()
+        with self._database.read() as connection:
+            (known,) = connection.execute("SELECT row_key_check FROM lineage").fetchone()
+        if known is None:
+            with self._database.write(logged=False) as transaction:
+                transaction.execute("UPDATE lineage SET row_key_check = ?", (check_value,))
+        elif known != check_value:
+            raise OperatorFault("the digest key of this token is not the one that this store was begun with")
+        self._database.rows.use(key)
 
     def give_up(self, remembered: Lineage, entry: Entry) -> bool:
         """This store is an older copy of the one that is ``remembered``: no key is delivered that may have been.

@@ -44,7 +44,7 @@ class Scope:
     def where(self) -> str:
         """The condition, with the names of its parameters."""
         of = {"link_id = :link": self.link_id, "block_id = :block": self.block_id}
-        under = [":epoch BETWEEN first_epoch AND epoch"] if self.epoch is not None else []
+        under = [_UNDER] if self.epoch is not None else []
         return " AND ".join([*(text for text, value in of.items() if value is not None), *under, _TIMES])
 
     @property
@@ -54,6 +54,10 @@ class Scope:
         return {"link": self.link_id, "block": self.block_id, "epoch": self.epoch, **times}
 
 
+_UNDER: Final = """
+block_pk IN (SELECT block_pk FROM wrap JOIN epoch AS last USING (epoch) JOIN epoch AS meant USING (token)
+    WHERE meant.epoch = :epoch AND :epoch BETWEEN first_epoch AND last.epoch)
+"""
 _TIMES: Final = "deposited_at BETWEEN :since AND :until"
 
 

@@ -10,6 +10,7 @@ from typing import Final
 from hsmkme.errors import PoolShort, StoreTampered
 from hsmkme.model import BlockName, BlockSeal, Demand, Entry, Part, SealedKey, segment_bytes
 from hsmkme.states import BlockState
+from hsmkme.store.copies import IN_REACH, packed
 from hsmkme.store.database import Transaction
 from hsmkme.store.segments import Places, Run, joined
 
@@ -22,12 +23,18 @@ WHERE link_id = ? AND key_bits > 0 AND (mine = 1 OR tag IS NOT NULL) ORDER BY bl
 """
 """What was carried here (the peer's, without a tag) came from no device."""
 
-_NEXT: Final = """
+_NEXT_OF: Final = """
 SELECT block_pk, block_id, epoch, wrapped, key_count, next_index, coalesce(substr(sealed, next_index * ? + 1,
     min(?, key_count - next_index) * ?), x''), next_index = segments AND next_index BETWEEN 0 AND key_count - 1
 FROM block LEFT JOIN taken USING (block_pk) LEFT JOIN segments USING (block_pk)
-WHERE link_id = ? AND key_bits = ? AND state = 'ready' AND mine = 1 ORDER BY block_pk LIMIT 1
+WHERE link_id = ? AND key_bits = ? AND state = 'ready' AND mine = 1
 """
+_NEXT: Final = f"{_NEXT_OF} ORDER BY block_pk LIMIT 1"
+_NEXT_IN_REACH: Final = f"{_NEXT_OF} AND {IN_REACH.format('?6')} ORDER BY block_pk LIMIT 1"
+_READY_IN_REACH: Final = f"""
+SELECT coalesce(sum(key_count - next_index), 0) FROM block
+WHERE link_id = ? AND key_bits = ? AND state = 'ready' AND mine = 1 AND {IN_REACH.format("?3")}
+"""  # noqa: S608 - ours alone
 """Segments that are lost do not open: the token's keeper quarantines the block."""
 
 _MOVE: Final = "UPDATE block SET next_index = ? WHERE block_pk = ?"
@@ -37,12 +44,16 @@ _EXHAUST: Final = "UPDATE block SET next_index = ?, state = 'exhausted' WHERE bl
 
 @dataclass(frozen=True, slots=True)
 class Vein:
-    """Keys of one size on one link; a key of another size is joined and cut from ``per_key`` of them."""
+    """Keys of one size on one link; a key of another size is joined and cut from ``per_key`` of them.
+
+    ``away``: see `Demand`.
+    """
 
     link_id: str
     key_bits: int
     ready: int
     per_key: int
+    away: frozenset[int] = frozenset()
 
     @property
     def keys(self) -> int:
@@ -50,19 +61,22 @@ class Vein:
         return self.ready // self.per_key
 
 
-def veins_of(connection: sqlite3.Connection, peer: str, size: int) -> list[Vein]:
+def veins_of(connection: sqlite3.Connection, peer: str, size: int, away: frozenset[int] = frozenset()) -> list[Vein]:
     rows = connection.execute(
         "SELECT link_id, key_bits, ready FROM pool JOIN link USING (link_id)"
         " WHERE peer = ? AND link.state = 'open' AND ready > 0",
         (peer,),
     ).fetchall()
-    veins = [Vein(link_id, bits, ready, -(-size // bits)) for link_id, bits, ready in rows]
+    if away:  # nobody counts what is in reach while all is: this reads every block
+        known = ((link_id, bits, packed(away)) for link_id, bits, _ in rows)
+        rows = [(*row[:2], *connection.execute(_READY_IN_REACH, row).fetchone()) for row in known]
+    veins = [Vein(link_id, bits, ready, -(-size // bits), away) for link_id, bits, ready in rows]
     return sorted(veins, key=lambda vein: (vein.per_key * vein.key_bits - size, vein.per_key, vein.link_id))
 
 
 def enough(transaction: Transaction, demand: Demand) -> Iterator[Vein]:
     """The veins to draw on, the least wasteful first; raises `PoolShort` if they cannot give all together."""
-    veins = veins_of(transaction.connection, demand.peer, demand.size)
+    veins = veins_of(transaction.connection, demand.peer, demand.size, demand.away)
     available, wanted = sum(vein.keys for vein in veins), len(demand.key_ids)
     if available < wanted:
         raise PoolShort(available, key_rate(transaction, demand))
@@ -85,8 +99,9 @@ def key_rate(transaction: Transaction, demand: Demand) -> float:
 def take(transaction: Transaction, vein: Vein, wanted: int) -> list[Run]:
     """Move the cursors of ready blocks over ``wanted`` segments."""
     stride, runs = segment_bytes(vein.key_bits), []
+    statement, further = (_NEXT_IN_REACH, (packed(vein.away),)) if vein.away else (_NEXT, ())
     while wanted:
-        row = transaction.execute(_NEXT, (stride, wanted, stride, vein.link_id, vein.key_bits)).fetchone()
+        row = transaction.execute(statement, (stride, wanted, stride, vein.link_id, vein.key_bits, *further)).fetchone()
         if row is None or not row[-1]:
             raise StoreTampered("the pool counts keys that are not there, or a block says what cannot be")
         block_pk, block_id, epoch, wrapped, key_count, first, sealed, _ = row

@@ -15,6 +15,7 @@ from hsmkme.audit import AuditChain
 from hsmkme.ceremony.verifying import verify
 from hsmkme.custody import Custody
 from hsmkme.hsm import Token
+from hsmkme.hsm.tokens import sole
 from hsmkme.model import BlockName, Entry, KeyMaterial, Link, RawBlock
 from hsmkme.states import BlockState, EpochState
 from hsmkme.store import Store
@@ -47,7 +48,7 @@ def begin_service(hall: Hall) -> None:
     """What every process of a KME does when it starts: custody of token and store; a block is deposited too."""
     token = Token(hall.address, lambda: PIN)
     store = Store(hall.home / "store.sqlite", AuditChain(), lambda: 1_800_000_000.0)
-    custody = Custody(token, store, lambda: 1_800_000_000.0)
+    custody = Custody(sole(token), store, lambda: 1_800_000_000.0)
     store.registry.admit_links([Link("local", "kme-1")], Entry("link.admit", "test"))
     block = RawBlock(BlockName("local", os.urandom(4).hex()), 256, KeyMaterial(os.urandom(64)))
     custody.deposit([block], BlockState.READY, 1000, "test")

@@ -16,6 +16,7 @@ from hsmkme.audit import AuditChain
 from hsmkme.custody import Custody
 from hsmkme.errors import PeerUnavailable
 from hsmkme.hsm import Token
+from hsmkme.hsm.tokens import sole
 from hsmkme.identifiers import KeyIds
 from hsmkme.messages.bodies import Assigned, AssignResult, Standing, parsed
 from hsmkme.messages.signing import VERSION, Envelope, Message, signature_header
@@ -162,4 +163,4 @@ def _end(kme_id: str, links: list[Link], directory: Path, token: Token, clock: F
         store.registry.add_sae(sae_id, serving, Entry("sae.add", "test"))
     for slave in SERVED.keys() - {MASTER}:
         store.registry.allow(MASTER, slave, Entry("pair.allow", "test"))
-    return End(kme_id, store, Custody(token, store, clock), path)
+    return End(kme_id, store, Custody(sole(token), store, clock), path)

@@ -31,6 +31,7 @@ from hsmkme.custody import Custody
 from hsmkme.errors import HsmkmeError
 from hsmkme.fairuse import FairUse
 from hsmkme.hsm import Token
+from hsmkme.hsm.tokens import sole
 from hsmkme.identifiers import KeyIds
 from hsmkme.intake import Intake
 from hsmkme.kme import Kme
@@ -159,7 +160,7 @@ class End:
         """As `hsmkme serve`, `serve-peers` and `upkeep` start."""
         self.store = Store(self.path, AuditChain(), self.clock)
         bootstrap.begin_on(self.store, self.config, void=True)
-        self.custody = Custody(self.token, self.store, self.clock)
+        self.custody = Custody(sole(self.token), self.store, self.clock)
         self.peers = LinePeers(self.config, self.custody.link_mac, self.clock, self.clock)
         self.peers.line = self.line
         self.agreement = Agreement(self.kme_id, self.custody, self.peers, self.new_ids, self.clock, self.sleep)

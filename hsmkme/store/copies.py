@@ -1,0 +1,80 @@
+"""Copies of block keys: what further tokens wrap, so that any of them opens the block. Read when the first fails."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Sequence
+from typing import Final
+
+from hsmkme.model import BlockName, BlockSeal, Entry, SealedBlock
+from hsmkme.store.database import Database, Transaction
+
+_MISSING: Final = """
+SELECT link_id, block_id, block.epoch, key_bits, wrapped FROM epoch JOIN block ON block.epoch = epoch.epoch
+WHERE epoch.state <> 'destroyed' AND token <> :token AND link_id = :link
+    AND block.state <> 'retired' AND block.state <> 'frozen'
+    AND NOT EXISTS (SELECT 1 FROM copy JOIN epoch AS other ON other.epoch = copy.epoch
+        WHERE copy.block_pk = block.block_pk AND other.token = :token)
+ORDER BY block_pk LIMIT :limit
+"""
+IN_REACH: Final = """
+(block.epoch NOT IN (SELECT value FROM json_each({0})) OR EXISTS (SELECT 1 FROM copy
+    WHERE copy.block_pk = block.block_pk AND copy.epoch NOT IN (SELECT value FROM json_each({0}))))
+"""
+"""The condition that a block is under an epoch that is not away; `packed` ones are the parameter."""
+
+_KEEP: Final = "INSERT INTO copy (block_pk, epoch, first_epoch, wrapped) VALUES (?, ?, ?, ?)"
+_LIVE: Final = """
+SELECT block_pk FROM block WHERE link_id = ? AND block_id = ? AND epoch = ? AND wrapped = ? AND state <> 'retired'
+"""
+
+
+def packed(epochs: Collection[int]) -> str:
+    """Epochs as `IN_REACH` takes them."""
+    return json.dumps(sorted(epochs))
+
+
+class Copies:
+    """The copies that are missing."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def missing(self, link_id: str, token: str, limit: int) -> list[BlockSeal]:
+        """Up to ``limit`` live blocks of a link that ``token`` wraps no key of, the oldest first."""
+        with self._database.read() as connection:
+            rows = connection.execute(_MISSING, {"link": link_id, "token": token, "limit": limit}).fetchall()
+        return [BlockSeal(BlockName(link, name), *rest) for link, name, *rest in rows]
+
+    def add(self, made: Sequence[tuple[BlockSeal, bytes]], epoch: int, entry: Entry) -> int:
+        """Keep copies that are wrapped under ``epoch``; returns how many.
+
+        Writes, in one commit: a copy for each block that is still as it was read, audit row.
+        """
+        with self._database.write() as transaction:
+            done = [seal for seal, wrapped in made if _add(transaction, seal, wrapped, epoch)]
+            if done:
+                names = [f"{seal.name.link_id}/{seal.name.block_id}" for seal in done]
+                transaction.append(entry.knowing(to=epoch, blocks=names))
+            return len(done)
+
+
+def epochs_of(block: SealedBlock) -> dict[str, object]:
+    """What the log says of the epochs that a new block is under."""
+    also = {"also": [copy.epoch for copy in block.copies]} if block.copies else {}
+    return {"epoch": block.seal.epoch, **also}
+
+
+def keep_rest(transaction: Transaction, block_pk: int, block: SealedBlock) -> None:
+    """What is not in the row of a new block: its segments and the copies of its key."""
+    transaction.execute("INSERT INTO segments VALUES (?, ?)", (block_pk, block.segments))
+    for copy in block.copies:
+        transaction.execute(_KEEP, (block_pk, copy.epoch, copy.epoch, copy.wrapped))
+
+
+def _add(transaction: Transaction, seal: BlockSeal, wrapped: bytes, epoch: int) -> bool:
+    name = (seal.name.link_id, seal.name.block_id)
+    row = transaction.execute(_LIVE, (*name, seal.epoch, seal.wrapped)).fetchone()
+    if row is not None:
+        transaction.execute(_KEEP, (row[0], epoch, epoch, wrapped))
+    return row is not None
