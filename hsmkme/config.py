@@ -14,45 +14,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeVar
 
-import limits
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    Strict,
-    ValidationError,
-    ValidationInfo,
-)
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from hsmkme.errors import ConfigRefused
 from hsmkme.fitting import Location, line_of, misfits
 from hsmkme.model import SEGMENT_BITS_STEP, Link
+from hsmkme.values import Bits, FilePath, Limit, Name, Positive
 
 Found = TypeVar("Found")
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
-Positive = Annotated[int, Field(gt=0)]
-Bits = Annotated[int, Field(gt=0, multiple_of=8)]
-
-
-def _limit(text: str) -> str:
-    """A limit that the ``limits`` library can read, or nothing."""
-    try:
-        return text if not text or limits.parse(text) else ""
-    except ValueError:
-        raise ValueError(f'{text!r} is not a limit; write for example "200/second"') from None
-
-
-Limit = Annotated[str, AfterValidator(_limit)]
-
-
-def _absolute(path: Path, info: ValidationInfo) -> Path:
-    """A path relative to the configuration file's directory, which is the context of the validation."""
-    return Path(info.context or "") / path
-
-
-FilePath = Annotated[Path, Strict(False), AfterValidator(_absolute)]
 
 
 def _listed(value: object) -> object:

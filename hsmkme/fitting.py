@@ -20,8 +20,28 @@ def misfits(tree: Mapping[str, Any], sizes: Mapping[str, int]) -> Iterator[tuple
     held |= {name: given[name] for name in sizes if isinstance(given, dict) and isinstance(given.get(name), int)}
     if list(held.values()) != sorted(held.values()):
         yield ["keys"], f"{' ≤ '.join(held)} does not hold"
+    yield from _tokens(tree)
     yield from _peers(tree)
     yield from _links(tree)
+
+
+def _tokens(tree: Mapping[str, Any]) -> Iterator[tuple[Location, str]]:
+    tables = _tables(tree, "token")
+    labels = [table.get("label") for table in tables]
+    for number, table in enumerate(tables):
+        if labels[number] in labels[:number]:
+            yield ["token", number, "label"], "another token has this label"
+        if table.get("softhsm_conf") != tables[0].get("softhsm_conf"):
+            yield ["token", number, "softhsm_conf"], "SoftHSM reads one in a process: the other tokens have another"
+    known = labels or [table.get("label") for table in [tree.get("token")] if isinstance(table, dict)]
+    for number, link in enumerate(_tables(tree, "link")):
+        named = link.get("tokens", [])
+        named = named if isinstance(named, list) else []
+        for label in named:
+            if label not in known:
+                yield ["link", number, "tokens"], f"no token {label!r} is configured"
+        if len({*map(str, named)}) != len(named):
+            yield ["link", number, "tokens"], "a token is named twice"
 
 
 def _peers(tree: Mapping[str, Any]) -> Iterator[tuple[Location, str]]:

@@ -341,7 +341,7 @@ def _upkeep(config: str, now: float, kill_at: int) -> None:
 
     settings = load(Path(config))
     store = Store(settings.store, AuditChain(), lambda: now)
-    token = bootstrap.open_token(settings)
+    token = bootstrap.open_token(settings.token[0])
     Database.write = watched_write  # type: ignore[method-assign]
     watched(masters, "generate_master")
     watched(masters.MasterKeys, "destroy")

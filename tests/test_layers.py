@@ -22,7 +22,7 @@ LAYERS: Mapping[int, frozenset[str]] = {
     | {"approvals"},
     3: frozenset({"custody", "officers", "epochs", "rotation", "spreading", "logbook"}),
     2: frozenset({"hsm", "store", "audit"}),
-    1: frozenset({"config", "fitting", "policy", "fairuse", "identifiers", "messages", "secrecy"}),
+    1: frozenset({"config", "values", "fitting", "policy", "fairuse", "identifiers", "messages", "secrecy"}),
     0: frozenset({"errors", "states", "words", "model", "sshsig", "waiting", "__init__"}),
 }
 LAYER_OF = {unit: layer for layer, units in LAYERS.items() for unit in units}

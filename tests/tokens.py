@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cryptography.hazmat.primitives.keywrap import aes_key_wrap
+
 from hsmkme.ceremony import holding, plan
 from hsmkme.ceremony.drafts import Subject, draft
 from hsmkme.ceremony.plan import TO_CHANGE
@@ -39,6 +41,34 @@ def made_token(label: str, softhsm_conf: Path) -> TokenAddress:
 def bring_link_keys(address: TokenAddress, softhsm_conf: Path, first: int, *links: str) -> None:
     """Give the token the keys of ``links``, all of the same value: the 32 bytes that count up from ``first``."""
     apart(_hold_link_ceremonies, address, softhsm_conf.parent, bytes(range(first, first + 32)), links)
+
+
+def made_pair(first: str, second: str, softhsm_conf: Path) -> tuple[TokenAddress, TokenAddress]:
+    """Two new tokens of one KME, after their first ceremonies: custodians brought the same keys to both."""
+    made = []
+    for kind, label, other in (("first-of-several", first, second), ("another-token", second, first)):
+        profile = load_profile("softhsm-2.6")
+        address = TokenAddress(profile, Path(profile.module), label, softhsm_conf=softhsm_conf)
+        plan_file = softhsm_conf.parent / f"{label}-{kind}.toml"
+        apart(held, kind, address, plan_file, {**PINS, **shared_answers()}, Subject(other))
+        made.append(address)
+    return made[0], made[1]
+
+
+def shared_answers() -> dict[str, str]:
+    """What people answer when they bring the keys that all tokens of a KME share, each in two components."""
+    digest, bridge = bytes(range(32)), bytes(range(32, 64))
+    check_values = {
+        "digest": hmac.digest(digest, b"hsmkme/link-check/1digest", "sha256")[:5].hex(),
+        "bridge": aes_key_wrap(bridge, bytes(32))[:5].hex(),
+    }
+    answers = {}
+    for label, value in (("digest", digest), ("bridge", bridge)):
+        one = bytes(a ^ b for a, b in zip(value, OTHER_COMPONENT, strict=True))
+        answers[f"custodian-1.component-of-{label}"] = one.hex()
+        answers[f"custodian-2.component-of-{label}"] = OTHER_COMPONENT.hex()
+        answers[f"custodian-1.check-value-of-{label}"] = check_values[label]
+    return answers
 
 
 def held(

@@ -24,8 +24,10 @@ _ABOUT: Final = {
     "restore": "a backup file",
     "rotate": "an epoch: the next one",
     "destroy-epoch": "an epoch",
+    "first-of-several": "the other token: its label",
+    "another-token": "a token that the KME has: its label",
 }
-_NEW: Final = ("first", "first-with-backup", "initialise", "restore")
+_NEW: Final = ("first", "first-with-backup", "first-of-several", "another-token", "initialise", "restore")
 _STEM_LENGTH: Final = 55
 _PLANS: Final = resources.files("hsmkme.ceremony") / "plans"
 

@@ -95,6 +95,8 @@ class TokenHands:
     def bring(self, label: str, components: Sequence[KeyMaterial]) -> Evidence:
         """See `Hands`."""
         kind, _, name = label.partition("/")
+        if not name:
+            return self.officer.make_shared_key(label, joined(components))
         bring = self.officer.make_link_key if kind == "link" else self.officer.make_transport_key
         return bring(name, joined(components))
 
@@ -168,7 +170,7 @@ class DryHands:
     def bring(self, label: str, components: Sequence[KeyMaterial]) -> Evidence:  # noqa: ARG002
         """See `Hands`."""
         self._present.add(label)
-        return {**expected(label), "check_value": UNKNOWN}
+        return {**expected(label, "link" if label == "digest" else ""), "check_value": UNKNOWN}
 
     def destroy(self, label: str) -> Evidence:
         """See `Hands`."""

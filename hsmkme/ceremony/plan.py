@@ -17,10 +17,10 @@ from pydantic import AfterValidator, AwareDatetime, Field, ValidationError
 
 from hsmkme.ceremony.kinds import AnyStep
 from hsmkme.ceremony.step import Role, Step, Table
-from hsmkme.config import FilePath, Name
 from hsmkme.errors import ConfigRefused
 from hsmkme.fitting import Location, line_of
 from hsmkme.hsm.profiles import TokenAddress, load_profile
+from hsmkme.values import FilePath, Name
 
 TEST_MARK: Final = "test-"
 """How the label of a token begins whose keys are worth nothing."""

@@ -15,9 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from hsmkme.ceremony.backups import Asked, Backup
 from hsmkme.ceremony.people import People
 from hsmkme.ceremony.shares import Gathering, Share
-from hsmkme.config import Name
 from hsmkme.hsm.officer import Evidence
 from hsmkme.model import KeyMaterial
+from hsmkme.values import Name
 
 Role = Literal["security-officer", "operator", "custodian", "witness"]
 """security-officer and operator have the PINs of the PKCS#11 security officer and user."""

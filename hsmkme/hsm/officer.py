@@ -20,6 +20,7 @@ from hsmkme.hsm.masters import generate_master
 from hsmkme.hsm.notes import note_template
 from hsmkme.hsm.objects import (
     AUDIT_LABEL,
+    BRIDGE_LABEL,
     DIGEST_LABEL,
     LINK_KEY_BYTES,
     check_value,
@@ -162,6 +163,12 @@ class Officer:
             transport_label(device), value, templates.TRANSPORT, lambda _: transport_check_value(value.reveal())
         )
 
+    def make_shared_key(self, label: str, value: KeyMaterial) -> Evidence:
+        """Bring a key into the token that every token of a KME has: the digest key or the bridge, 32 bytes."""
+        if label == BRIDGE_LABEL:
+            return self._brought(label, value, templates.BRIDGE, lambda _: transport_check_value(value.reveal()))
+        return self._brought(label, value, templates.LINK, lambda key: link_check_value(key, label))
+
     def _brought(
         self, label: str, value: KeyMaterial, template: templates.Template, check: Callable[[Any], str]
     ) -> Evidence:
@@ -203,7 +210,7 @@ class Officer:
 def expected(label: str, kind: str = "") -> Evidence:
     """What a token will say of the object ``label`` if it is made as it must be; nothing of a check value.
 
-    ``kind``: a master key that is to be ``backed`` up, or is ``restored``.
+    ``kind``: a master key that is to be ``backed`` up, or is ``restored``; a digest key brought as a ``link``'s.
     """
     form = _FORMS.get(kind or label.partition("/")[0])
     if form is None:
@@ -220,6 +227,7 @@ _FORMS: Final = {
     "audit": (templates.AUDIT_PRIVATE, templates.MADE_HERE),
     "link": (templates.LINK, templates.BROUGHT_HERE),
     "transport": (templates.TRANSPORT, templates.BROUGHT_HERE),
+    "bridge": (templates.BRIDGE, templates.BROUGHT_HERE),
 }
 
 

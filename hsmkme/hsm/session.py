@@ -24,9 +24,10 @@ from typing import Any, Final
 import pkcs11
 
 from hsmkme.errors import OperatorFault, TokenMisuse, TokenUnavailable
+from hsmkme.hsm.answers import Fault
 from hsmkme.hsm.block_keys import BlockKeys
 from hsmkme.hsm.cryptoki import Cryptoki
-from hsmkme.hsm.faults import translated
+from hsmkme.hsm.faults import fault_of, translated
 from hsmkme.hsm.module import load_module
 from hsmkme.hsm.profiles import TokenAddress
 from hsmkme.hsm.segments import Segments
@@ -221,8 +222,7 @@ def initialise_again(module: Any, path: Path) -> None:
 def find_token(module: Any, address: TokenAddress) -> Any:
     """The one token that matches; none or several is for an operator to solve."""
     found = []
-    for slot in module.get_slots(token_present=True):
-        token = slot.get_token()
+    for token in filter(None, map(_token_in, module.get_slots(token_present=True))):
         serial = token.serial.decode(errors="replace")
         if token.label == address.label and address.serial in (None, serial):
             found.append(token)
@@ -231,6 +231,16 @@ def find_token(module: Any, address: TokenAddress) -> Any:
     if len(found) > 1:
         raise OperatorFault(f"{len(found)} tokens are labelled {address.label!r}: name the serial in the config")
     return found[0]
+
+
+def _token_in(slot: Any) -> Any:
+    """The token in a slot; None if the device fails: it may not be the one that is looked for."""
+    try:
+        return slot.get_token()
+    except pkcs11.PKCS11Error as error:
+        if fault_of(error) not in (Fault.RECORD, Fault.DEVICE):
+            raise
+        return None
 
 
 @contextmanager

@@ -13,9 +13,9 @@ from hsmkme.ceremony.envelopes import seal
 from hsmkme.ceremony.shares import MOST_SHARES, Share, read_share
 from hsmkme.ceremony.sheets import Receiver, write_sheet
 from hsmkme.ceremony.step import Role, Room, Step
-from hsmkme.config import FilePath
 from hsmkme.errors import CeremonyAborted, OperatorFault, ShareRefused
 from hsmkme.hsm.officer import Evidence
+from hsmkme.values import FilePath
 
 Master = Annotated[str, Field(pattern=r"^master/[1-9][0-9]{0,8}$")]
 _COLUMNS = 6

@@ -7,9 +7,9 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from hsmkme.ceremony.step import Role, Room, Step
-from hsmkme.config import Name
 from hsmkme.errors import CeremonyAborted
 from hsmkme.hsm.officer import Evidence
+from hsmkme.values import Name
 
 
 class Initialise(Step):
@@ -50,12 +50,13 @@ class Make(Step):
 
 
 class Bring(Step):
-    """The key of a link or of a device, joined of components; its check value is compared with the other end's."""
+    """The key of a link, of a device or of all tokens of a KME, joined of components; its check value is compared with
+    the other end's."""
 
     says: ClassVar[str] = "bring {object}"
 
     do: Literal["bring"]
-    object: Annotated[str, Field(pattern=r"^(link|transport)/[A-Za-z0-9._-]{1,64}$")]
+    object: Annotated[str, Field(pattern=r"^((link|transport)/[A-Za-z0-9._-]{1,64}|digest|bridge)$")]
     other_end: Name
 
     @property
