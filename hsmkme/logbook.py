@@ -60,7 +60,7 @@ class Logbook:
         self.seal()
         return self._sign(receipt_digest(text))
 
-    def public_key(self) -> bytes:
+    def public_keys(self) -> bytes:
         """The keys that verify what is signed here, PEM: one of each token that answers."""
         found: list[bytes] = []
         self._tokens.each(lambda token: found.append(token.audit_public_key()))

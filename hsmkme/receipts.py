@@ -22,6 +22,7 @@ from hsmkme.store import Span, Store
 Row = dict[str, Any]
 
 _BEGINS: Final = ("block.deposit", "block.carry")
+_MOVES: Final = ("block.rewrap", "block.copy")
 
 
 class Receipts:
@@ -57,23 +58,24 @@ class Receipts:
         raise StoreError(f"epoch {epoch} is not destroyed: `hsmkme epoch show {epoch}` says what is to be done")
 
     def _ends_of_block(self, name: str) -> list[Row]:
-        """How a block came, each move of its key, its end, and the end of every epoch that its key was under."""
+        """How a block came, moves and copies of its key, its end, and the end of every epoch that its key was under."""
         link_id, _, block_id = name.partition("/")
         told = self._store.views.history(f'"block":{json.dumps(block_id, ensure_ascii=False)}')
         came = [row for row in told if row["event"] in _BEGINS and (row["link"], row["block"]) == (link_id, block_id)]
         if not came:
             raise StoreError(f"no block {name} ever came here; a block is named LINK/BLOCK_ID")
         named = self._store.views.history(json.dumps(name, ensure_ascii=False))
-        moves = [row for row in named if row["event"] == "block.rewrap"]
+        moves = [row for row in named if row["event"] in _MOVES]
         ended = [row for row in named if row["event"] == "block.destroy"]
-        if not ended:
-            epoch = moves[-1]["to"] if moves else came[0]["epoch"]
+        ever = [came[0]["epoch"], *came[0].get("also", []), *(row["to"] for row in moves)]
+        left = {row["from"] for row in moves if "from" in row}
+        alive = sorted({*ever} - left - {row["epoch"] for row in ended})
+        if alive:
             raise StoreError(
-                f"block {name} is not destroyed: it is under epoch {epoch}. Upkeep destroys it with that epoch once "
-                f"all its keys have ended; so do `hsmkme epoch rotate`, `rewrap {epoch}` and `shred {epoch}`."
+                f"block {name} is not destroyed: it is under epoch {alive[0]}. Upkeep destroys it with that epoch once "
+                f"all its keys have ended; so do `hsmkme epoch rotate`, `rewrap {alive[0]}` and `shred {alive[0]}`."
             )
-        epochs = [came[0]["epoch"], *(row["to"] for row in moves)]
-        return [came[0], *moves, *ended, *(self._end_of(epoch) for epoch in epochs)]
+        return [came[0], *moves, *ended, *(self._end_of(epoch) for epoch in ever)]
 
     def _receipt(self, subject: dict[str, object], rows: Iterable[Row]) -> str:
         numbers = sorted({int(row["seq"]) for row in rows})

@@ -1,4 +1,4 @@
-"""Check an exported audit log, or a receipt of destruction, offline: ``python verify.py FILE PUBLIC_KEY``.
+"""Check an exported audit log, or a receipt of destruction, offline: ``python verify.py FILE PUBLIC_KEYS``.
 
 Copy this one file to the machine that audits; it needs Python and the ``cryptography`` package and
 shares no code with the service. Exit status 0: every row follows from the one before, the export is
@@ -18,13 +18,16 @@ import base64
 import hashlib
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, utils
+
+Keys = Sequence[ec.EllipticCurvePublicKey]
+"""Of the tokens of a KME: any of them may sign."""
 
 
 class BrokenError(Exception):
@@ -35,9 +38,9 @@ class BrokenError(Exception):
         self.row = row
 
 
-def verify(lines: Iterator[str], key: ec.EllipticCurvePublicKey) -> dict[str, Any]:
+def verify(lines: Iterator[str], keys: Keys) -> dict[str, Any]:
     """Read an export; returns its header with the numbers of rows and seals checked. Raises `BrokenError`."""
-    header = _header(next(lines, ""), key)
+    header = _header(next(lines, ""), keys)
     seq, previous, seals, sealed = 0, bytes(32), 0, 0
     for number, line in enumerate(lines, start=2):
         record = _parsed(line, number, seq + 1)
@@ -47,7 +50,7 @@ def verify(lines: Iterator[str], key: ec.EllipticCurvePublicKey) -> dict[str, An
             previous = _row(record, seq + 1, previous)
             seq += 1
         else:
-            _seal(record, seq, previous, key)
+            _seal(record, seq, previous, keys)
             seals, sealed = seals + 1, seq
     if seq != header["rows"]:
         raise BrokenError(seq + 1, f"the export was cut: its first line says it has {header['rows']} rows")
@@ -56,14 +59,14 @@ def verify(lines: Iterator[str], key: ec.EllipticCurvePublicKey) -> dict[str, An
     return {**header, "seals": seals, "sealed_through": sealed}
 
 
-def verify_receipt(receipt: Any, key: ec.EllipticCurvePublicKey) -> dict[str, Any]:
+def verify_receipt(receipt: Any, keys: Keys) -> dict[str, Any]:
     """Read a receipt; returns its text with the check values of the master keys. Raises `BrokenError`."""
     try:
         text = json.loads(receipt["receipt"])
         subject, wanted = dict(text["subject"]), [int(seq) for seq in text["rows"]]
-        if not _signed(key, _digest(b"hsmkme/receipt/1", str(receipt["receipt"])), receipt["signature"]):
+        if not _signed(keys, _digest(b"hsmkme/receipt/1", str(receipt["receipt"])), receipt["signature"]):
             raise BrokenError(0, "the receipt is not signed by this key")
-        proved = dict(row for span in receipt["spans"] for row in _span(span, key))
+        proved = dict(row for span in receipt["spans"] for row in _span(span, keys))
         rows = [proved[seq] for seq in wanted if seq in proved]
         if len(rows) != len(wanted):
             raise BrokenError(0, "the receipt lacks rows that it names")
@@ -79,7 +82,7 @@ def verify_receipt(receipt: Any, key: ec.EllipticCurvePublicKey) -> dict[str, An
     return {**text, "check_values": {epoch: ends[epoch] for epoch in sorted(epochs)}}
 
 
-def _span(span: Any, key: ec.EllipticCurvePublicKey) -> Iterator[tuple[int, dict[str, Any]]]:
+def _span(span: Any, keys: Keys) -> Iterator[tuple[int, dict[str, Any]]]:
     """The rows of a span by their numbers, once they are bound to its seal."""
     rows = [dict(json.loads(text)) for text in span["rows"]]
     digest, seq = bytes.fromhex(span["before"]), int(rows[0]["seq"]) - 1
@@ -88,7 +91,7 @@ def _span(span: Any, key: ec.EllipticCurvePublicKey) -> Iterator[tuple[int, dict
         if row["seq"] != seq:
             raise BrokenError(seq, f"row {row['seq']} stands where row {seq} belongs")
         digest = _digest(b"hsmkme/log/1" + digest, text)
-    _seal({**span["seal"], "seal": span["seal"]["seq"]}, seq, digest, key)
+    _seal({**span["seal"], "seal": span["seal"]["seq"]}, seq, digest, keys)
     return ((row["seq"], row) for row in rows)
 
 
@@ -108,16 +111,25 @@ def _blocks(row: dict[str, Any]) -> list[str]:
 
 
 def _epochs_of_block(name: str, rows: list[dict[str, Any]]) -> set[int]:
-    """The epochs that a block's key was under, from its arrival to its end, none of its moves left out."""
+    """The epochs that a block's key was under, from its arrival to its end, none of its moves or copies left out."""
     came = [r for r in rows if r["event"] in ("block.deposit", "block.carry") and f"{r['link']}/{r['block']}" == name]
-    moves = [row for row in rows if row["event"] == "block.rewrap" and name in row["blocks"]]
     ends = [row for row in rows if row["event"] == "block.destroy" and name in row["blocks"]]
-    if len(came) != 1 or len(ends) != 1:
+    if len(came) != 1 or not ends:
         raise BrokenError(0, f"the receipt does not show how block {name} came and ended")
-    path = [came[0]["epoch"], *(row["to"] for row in moves)]
-    if [row["from"] for row in moves] != path[:-1] or ends[0]["epoch"] != path[-1]:
-        raise BrokenError(ends[0]["seq"], f"the moves of block {name} do not follow from one another")
-    return set(path)
+    under = {came[0]["epoch"], *came[0].get("also", [])}
+    ever = set(under)
+    for row in rows:
+        if row["event"] == "block.rewrap" and name in row["blocks"]:
+            if row["from"] not in under:
+                raise BrokenError(row["seq"], f"the moves of block {name} do not follow from one another")
+            under.remove(row["from"])
+        if row["event"] in ("block.rewrap", "block.copy") and name in row["blocks"]:
+            under.add(row["to"])
+            ever.add(row["to"])
+    last = {epoch for row in ends for epoch in (row["epoch"], *row.get("also", {}).get(name, []))}
+    if under != last or under != {row["epoch"] for row in ends}:
+        raise BrokenError(ends[-1]["seq"], f"block {name} does not end where its moves lead")
+    return ever
 
 
 def _parsed(line: str, number: int, row: int) -> dict[str, Any]:
@@ -130,7 +142,7 @@ def _parsed(line: str, number: int, row: int) -> dict[str, Any]:
     return record
 
 
-def _header(line: str, key: ec.EllipticCurvePublicKey) -> dict[str, Any]:
+def _header(line: str, keys: Keys) -> dict[str, Any]:
     try:
         record = json.loads(line)
         text, signature = record["export"], record["signature"]
@@ -138,7 +150,7 @@ def _header(line: str, key: ec.EllipticCurvePublicKey) -> dict[str, Any]:
         rows, head = int(header["rows"]), str(header["head"])
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
         raise BrokenError(0, "the first line is not the header of an export") from None
-    if not _signed(key, _digest(b"hsmkme/export/1", str(text)), signature):
+    if not _signed(keys, _digest(b"hsmkme/export/1", str(text)), signature):
         raise BrokenError(0, "the header of the export is not signed by this key")
     return {**header, "rows": rows, "head": head}
 
@@ -157,11 +169,11 @@ def _row(record: dict[str, Any], expected: int, previous: bytes) -> bytes:
     return digest
 
 
-def _seal(record: dict[str, Any], seq: int, previous: bytes, key: ec.EllipticCurvePublicKey) -> None:
+def _seal(record: dict[str, Any], seq: int, previous: bytes, keys: Keys) -> None:
     if record["seal"] != seq or record.get("hash") != previous.hex():
         raise BrokenError(seq, f"the seal of row {record['seal']} does not fit here")
     digest = hashlib.sha256(b"hsmkme/seal/1" + seq.to_bytes(8, "big") + previous).digest()
-    if not _signed(key, digest, record.get("signature")):
+    if not _signed(keys, digest, record.get("signature")):
         raise BrokenError(seq, "the seal is not signed by this key")
 
 
@@ -170,14 +182,32 @@ def _digest(prefix: bytes, text: str) -> bytes:
     return hashlib.sha256(prefix + text.encode(errors="surrogatepass")).digest()
 
 
-def _signed(key: ec.EllipticCurvePublicKey, digest: bytes, signature: object) -> bool:
+def _signed(keys: Keys, digest: bytes, signature: object) -> bool:
+    """Whether one of the keys made the signature."""
     try:
         raw = base64.b64decode(str(signature), validate=True)
-        r, s = int.from_bytes(raw[:32], "big"), int.from_bytes(raw[32:], "big")
-        key.verify(utils.encode_dss_signature(r, s), digest, ec.ECDSA(utils.Prehashed(hashes.SHA256())))
-    except (ValueError, InvalidSignature):
+    except ValueError:
         return False
-    return len(raw) == 64
+    r, s = int.from_bytes(raw[:32], "big"), int.from_bytes(raw[32:], "big")
+    return len(raw) == 64 and any(_made(key, digest, utils.encode_dss_signature(r, s)) for key in keys)
+
+
+def _made(key: ec.EllipticCurvePublicKey, digest: bytes, signature: bytes) -> bool:
+    try:
+        key.verify(signature, digest, ec.ECDSA(utils.Prehashed(hashes.SHA256())))
+    except InvalidSignature:
+        return False
+    return True
+
+
+def keys_in(pem: bytes) -> Keys:
+    """The public keys in a file, PEM one after the other; raises ``ValueError``."""
+    end = b"-----END PUBLIC KEY-----"
+    found = [serialization.load_pem_public_key(part + end) for part in pem.split(end)[:-1]]
+    keys = [key for key in found if isinstance(key, ec.EllipticCurvePublicKey)]
+    if not keys or len(keys) != len(found):
+        raise ValueError("the file has no public EC key, or another kind of key")
+    return keys
 
 
 def main(arguments: list[str]) -> int:
@@ -186,11 +216,9 @@ def main(arguments: list[str]) -> int:
         print(__doc__, file=sys.stderr)
         return 2
     try:
-        key = serialization.load_pem_public_key(Path(arguments[1]).read_bytes())
-        if not isinstance(key, ec.EllipticCurvePublicKey):
-            raise ValueError("the public key is not an EC key")
+        keys = keys_in(Path(arguments[1]).read_bytes())
         with Path(arguments[0]).open(encoding="utf-8", errors="surrogateescape") as file:
-            told = _of_receipt(file.read(), key) if _is_receipt(file) else _of_export(file, key)
+            told = _of_receipt(file.read(), keys) if _is_receipt(file) else _of_export(file, keys)
     except BrokenError as error:
         print(f"BROKEN  {error}")
         return 1
@@ -208,19 +236,19 @@ def _is_receipt(file: TextIO) -> bool:
     return start.startswith('{"receipt"')
 
 
-def _of_receipt(content: str, key: ec.EllipticCurvePublicKey) -> str:
+def _of_receipt(content: str, keys: Keys) -> str:
     try:
         receipt = json.loads(content)
     except (ValueError, RecursionError):
         raise BrokenError(0, "the file is not a receipt") from None
-    report = verify_receipt(receipt, key)
+    report = verify_receipt(receipt, keys)
     ((kind, name),) = report["subject"].items()
     masters = ", ".join(f"{epoch} ({value})" for epoch, value in report["check_values"].items())
     return f"{kind} {name} of {report['kme']} is destroyed, with master keys {masters}; receipt of {report['at']}"
 
 
-def _of_export(lines: TextIO, key: ec.EllipticCurvePublicKey) -> str:
-    report = verify(lines, key)
+def _of_export(lines: TextIO, keys: Keys) -> str:
+    report = verify(lines, keys)
     return f"{report['rows']} rows of {report['kme']}, {report['seals']} seals, exported {report['at']}"
 
 

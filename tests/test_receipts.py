@@ -46,7 +46,7 @@ def public_key(kme: Kme) -> ec.EllipticCurvePublicKey:
 
 
 def check(kme: Kme, receipt: str | Receipt) -> dict[str, Any]:
-    return verify.verify_receipt(json.loads(receipt) if isinstance(receipt, str) else receipt, public_key(kme))
+    return verify.verify_receipt(json.loads(receipt) if isinstance(receipt, str) else receipt, [public_key(kme)])
 
 
 def live_through(kme: Kme, *, seal: bool = False) -> str:
@@ -194,9 +194,9 @@ def test_a_receipt_that_leaves_out_what_counts_proves_nothing_though_it_is_signe
 ) -> None:
     """By a key of the forger's own here; a KME that leaves out rows is found as well."""
     key = ec.generate_private_key(ec.SECP256R1())
-    monkeypatch.setattr(kme.custody._token, "sign", lambda digest: _signed(key, digest))
+    monkeypatch.setattr(kme.token, "sign", lambda digest: _signed(key, digest))
     receipt = json.loads(receipts.of_key(UUID(live_through(kme))))
-    assert verify.verify_receipt(receipt, key.public_key())
+    assert verify.verify_receipt(receipt, [key.public_key()])
     text = json.loads(receipt["receipt"])
     counts = [row for event in ("epoch.destroy", "block.rewrap", "block.destroy") for *_, row in _rows(receipt, event)]
     assert len(counts) == 4
@@ -205,13 +205,13 @@ def test_a_receipt_that_leaves_out_what_counts_proves_nothing_though_it_is_signe
         signature = _signed(key, hashlib.sha256(b"hsmkme/receipt/1" + left.encode()).digest())
         forged = {**receipt, "receipt": left, "signature": base64.b64encode(signature).decode()}
         with pytest.raises(verify.BrokenError):
-            verify.verify_receipt(forged, key.public_key())
+            verify.verify_receipt(forged, [key.public_key()])
 
 
 def test_another_key_does_not_verify(kme: Kme, receipts: Receipts) -> None:
     receipt = json.loads(receipts.of_key(UUID(live_through(kme))))
     with pytest.raises(verify.BrokenError, match="not signed by this key"):
-        verify.verify_receipt(receipt, ec.generate_private_key(ec.SECP256R1()).public_key())
+        verify.verify_receipt(receipt, [ec.generate_private_key(ec.SECP256R1()).public_key()])
 
 
 def _signed(key: ec.EllipticCurvePrivateKey, digest: bytes) -> bytes:

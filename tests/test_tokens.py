@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import json
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
@@ -11,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from hsmkme import config as configuration
+from hsmkme import verify
 from hsmkme.errors import (
     ConfigRefused,
     IllegalTransition,
@@ -24,6 +28,7 @@ from hsmkme.errors import (
 from hsmkme.hsm import Token, TokenAddress
 from hsmkme.hsm.crossing import cross
 from hsmkme.model import BlockName, BlockSeal, OpenKey
+from hsmkme.receipts import Receipts
 from hsmkme.revocation import Revocation
 from tests.blocks import flipped
 from tests.conftest import FakeClock
@@ -338,6 +343,69 @@ def test_a_revoked_epoch_ends_the_blocks_that_were_under_it_and_no_other(
         kme.fetch(1)
     assert labels(kme.tokens[B], "master/") == ["master/4"]
     kme.close()
+
+
+# The log and receipts --------------------------------------------------------------------------------------------
+
+
+def keys_of(kme: Kme) -> verify.Keys:
+    return verify.keys_in(kme.custody.logbook.public_keys())
+
+
+def test_the_log_is_sealed_by_the_other_token_while_one_is_away(kme: Kme, pair: Pair, tmp_path: Path) -> None:
+    keys = keys_of(kme)
+    assert len(keys) == 2
+    kme.deposit("one")
+    kme.custody.logbook.seal()
+    with away(pair[0], tmp_path):
+        kme.deposit("two")
+        kme.custody.logbook.seal()
+        lines = list(kme.custody.logbook.export("kme-1"))
+    assert verify.verify(iter(lines), keys)["seals"] == 2
+    for key in keys:
+        with pytest.raises(verify.BrokenError, match="not signed by"):
+            verify.verify(iter(lines), [key])
+
+
+def lived(kme: Kme, pair: Pair, directory: Path) -> str:
+    """A block that had a copy later than its deposit, and ended under both tokens; all its epochs are destroyed."""
+    with away(pair[1], directory):
+        kme.deposit("one")
+    healed(kme)
+    kme.spread()
+    for token in (A, B):
+        kme.turn_over(token)
+    kme.collect(kme.fetch())
+    return "both/one"
+
+
+def test_a_block_is_destroyed_with_every_master_key_of_every_token_that_it_was_under(
+    kme: Kme, pair: Pair, tmp_path: Path
+) -> None:
+    name, receipts = lived(kme, pair, tmp_path), Receipts("kme-1", kme.custody, kme.store, kme.clock)
+    kme.turn_over(A)
+    with pytest.raises(StoreError, match="under epoch 4"):
+        receipts.of_block(name)
+    kme.turn_over(B)
+    report = verify.verify_receipt(json.loads(receipts.of_block(name)), keys_of(kme))
+    assert sorted(report["check_values"]) == [1, 2, 3, 4]
+
+
+def test_a_receipt_that_leaves_out_what_counts_of_a_copy_proves_nothing_though_it_is_signed(
+    kme: Kme, pair: Pair, tmp_path: Path
+) -> None:
+    name, keys = lived(kme, pair, tmp_path), keys_of(kme)
+    for token in (A, B):
+        kme.turn_over(token)
+    receipt = json.loads(Receipts("kme-1", kme.custody, kme.store, kme.clock).of_block(name))
+    assert verify.verify_receipt(receipt, keys)
+    text = json.loads(receipt["receipt"])
+    for seq in text["rows"]:
+        left = json.dumps({**text, "rows": [one for one in text["rows"] if one != seq]})
+        signature = kme.tokens[A].sign(hashlib.sha256(b"hsmkme/receipt/1" + left.encode()).digest())
+        forged = {**receipt, "receipt": left, "signature": base64.b64encode(signature).decode()}
+        with pytest.raises(verify.BrokenError):
+            verify.verify_receipt(forged, keys)
 
 
 # Placement -----------------------------------------------------------------------------------------------------

@@ -7,8 +7,6 @@ import os
 from pathlib import Path
 
 import click
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 from hsmkme import bootstrap, verify
 from hsmkme.cli.shared import JSON_OPTION, config_path, console, load_config, show, with_config
@@ -26,11 +24,9 @@ def audit() -> None:
 def audit_verify(config: str | None, as_json: bool) -> None:
     """Check every row, every seal, and that nothing is missing. Exit status 1 names the first bad row."""
     parts = bootstrap.open_parts(config_path(config))
-    key = load_pem_public_key(parts.custody.logbook.public_key())
-    if not isinstance(key, ec.EllipticCurvePublicKey):
-        raise AuditBroken("the audit key is not an EC key", 0)
+    keys = verify.keys_in(parts.custody.logbook.public_keys())
     try:
-        report = verify.verify(parts.custody.logbook.export(parts.config.kme_id), key)
+        report = verify.verify(parts.custody.logbook.export(parts.config.kme_id), keys)
     except verify.BrokenError as error:
         raise AuditBroken(str(error).partition(": ")[2], error.row) from error
     if as_json:
@@ -65,8 +61,8 @@ def audit_export(file: Path, config: str | None) -> None:
 @audit.command("key")
 @with_config
 def audit_key(config: str | None) -> None:
-    """Print the public key that verifies seals and exports (PEM)."""
-    click.echo(bootstrap.open_parts(config_path(config)).custody.logbook.public_key().decode(), nl=False)
+    """Print what verifies seals and exports: the public key of each token that answers (PEM)."""
+    click.echo(bootstrap.open_parts(config_path(config)).custody.logbook.public_keys().decode(), nl=False)
 
 
 @audit.command("show")

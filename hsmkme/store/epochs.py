@@ -6,6 +6,7 @@ The database itself refuses a block under an epoch that is not active, and to en
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -32,9 +33,11 @@ SELECT block_pk, link_id, block_id, key_bits, wrapped FROM ({_UNDER})
 WHERE block_pk > :after ORDER BY block_pk LIMIT :limit
 """  # noqa: S608 - ours alone
 _ENDED: Final = """
-SELECT link_id, block_id FROM (SELECT block_pk, link_id, block_id FROM block WHERE epoch = :epoch AND state = 'retired'
-UNION ALL SELECT block_pk, link_id, block_id FROM copy JOIN block USING (block_pk)
-WHERE copy.epoch = :epoch AND state = 'retired') ORDER BY block_pk
+SELECT link_id, block_id,
+    (SELECT json_group_array(epoch) FROM wrap WHERE wrap.block_pk = ended.block_pk AND epoch <> :epoch)
+FROM (SELECT block_pk, link_id, block_id FROM block WHERE epoch = :epoch AND state = 'retired'
+    UNION ALL SELECT block_pk, link_id, block_id FROM copy JOIN block USING (block_pk)
+    WHERE copy.epoch = :epoch AND state = 'retired') AS ended ORDER BY block_pk
 """
 _MOVE: Final = """
 UPDATE block SET epoch = ?, wrapped = ? WHERE link_id = ? AND block_id = ? AND epoch = ? AND wrapped = ?
@@ -201,19 +204,20 @@ class Epochs:
     def prove(self, epoch: int, entry: Entry) -> None:
         """The token showed that the master key of a destroyed epoch is gone.
 
-        Writes, in one commit: the epoch's row, audit rows that name the blocks whose keys were wrapped under it last,
-        audit row. Does nothing if it was proved before.
+        Writes, in one commit: the epoch's row, audit rows that name the blocks whose keys were wrapped under it last
+        and where copies of them are, audit row. Does nothing if it was proved before.
         """
         with self._database.write() as transaction:
             proved = transaction.execute("UPDATE epoch SET proved = 1 WHERE epoch = ? AND proved = 0", (epoch,))
             if not proved.rowcount:
                 return
             rows = transaction.execute(_ENDED, {"epoch": epoch}).fetchall()
-            names = [_named(BlockName(*row)) for row in rows]
-            for start in range(0, len(names), NAMES_MOST):
-                facts = {"epoch": epoch, "blocks": names[start : start + NAMES_MOST]}
-                transaction.append(Entry("block.destroy", entry.actor, facts))
-            transaction.append(entry.knowing(epoch=epoch, blocks=len(names)))
+            for start in range(0, len(rows), NAMES_MOST):
+                told = rows[start : start + NAMES_MOST]
+                also = {_named(BlockName(*name)): json.loads(others) for *name, others in told if others != "[]"}
+                facts = {"epoch": epoch, "blocks": [_named(BlockName(*name)) for *name, _ in told]}
+                transaction.append(Entry("block.destroy", entry.actor, {**facts, "also": also} if also else facts))
+            transaction.append(entry.knowing(epoch=epoch, blocks=len(rows)))
 
 
 def _insert(transaction: Transaction, epoch: int, check_value: str, token: str) -> None:

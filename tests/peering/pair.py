@@ -426,5 +426,5 @@ def prove(end: End) -> None:
     end.custody.logbook.seal()
     export, key = end.directory / "export.jsonl", end.directory / "audit.pem"
     export.write_text("".join(row + "\n" for row in end.custody.logbook.export(end.kme_id)))
-    key.write_bytes(end.custody.logbook.public_key())
+    key.write_bytes(end.custody.logbook.public_keys())
     assert verify.main([str(export), str(key)]) == 0

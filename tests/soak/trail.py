@@ -66,7 +66,7 @@ def read(directory: Path, kme: str) -> Trail:
 def _proved(path: Path, kme: str, key: ec.EllipticCurvePublicKey) -> list[tuple[str, dict[str, Any]]]:
     """Hash and facts of every row."""
     lines = path.read_text().splitlines()
-    header = verify.verify(iter(lines), key)
+    header = verify.verify(iter(lines), [key])
     assert header["kme"] == kme, f"{path} is of {header['kme']}"
     records = (json.loads(line) for line in lines)
     return [(record["hash"], json.loads(record["row"])) for record in records if "row" in record]
