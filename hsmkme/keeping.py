@@ -10,11 +10,11 @@ from typing import Final, TypeVar
 from hsmkme import bootstrap
 from hsmkme.audit import AuditChain
 from hsmkme.ceremony.hands import Login
-from hsmkme.errors import OperatorFault
+from hsmkme.errors import OperatorFault, TokenUnavailable
 from hsmkme.hsm import Token, TokenAddress
 from hsmkme.hsm.officer import Evidence
 from hsmkme.hsm.session import PinSource
-from hsmkme.hsm.tokens import sole
+from hsmkme.hsm.tokens import Tokens
 from hsmkme.model import Clock, Entry
 from hsmkme.rotation import Rotation
 from hsmkme.store import Store, migrate
@@ -47,7 +47,7 @@ class StoreKeeper:
     def with_rotation(self, address: TokenAddress, pin: PinSource, act: Act[Result]) -> Result:
         """Do ``act`` to the epochs, after the master keys of token and store were compared."""
         with self._opened(address, pin) as (token, store):
-            bootstrap.custody_of(sole(token), store)
+            bootstrap.custody_of(_alone(token, store), store)
             return act(store, Rotation(token, store, self._clock, ACTOR))
 
     @property
@@ -65,6 +65,16 @@ class StoreKeeper:
         finally:
             store.close()
             token.close()
+
+
+def _alone(token: Token, store: Store) -> Tokens:
+    """The tokens that the store knows, of which this one is here."""
+
+    def missing() -> Token:
+        raise TokenUnavailable("a ceremony is held on one token")
+
+    others = {epoch.token for epoch in store.epochs.all()} - {"", token.name}
+    return Tokens({token.name: lambda: token, **dict.fromkeys(sorted(others), missing)}, {})
 
 
 class StoreEpochs:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Final
 
 from hsmkme.epochs import quarantine
-from hsmkme.errors import TokenError
 from hsmkme.hsm.crossing import cross
-from hsmkme.hsm.tokens import FAILING, Tokens
+from hsmkme.hsm.tokens import Tokens
 from hsmkme.model import BlockSeal, Entry, Link
 from hsmkme.store import Store
 
@@ -29,23 +28,22 @@ class Spreading:
         """Make up to ``limit`` missing copies for each link and token, as far as the tokens answer.
 
         Durable: a commit for each batch, with the copies and an audit row; an alarm for each block whose key does not
-        unwrap, which is quarantined. Raises what the last token met that could not.
+        unwrap, which is quarantined. Raises what a token met that does not answer, when the others have theirs.
         """
-        fault: TokenError | None = None
+        if len(self._tokens.names) == 1:
+            return
+        active = self._store.epochs.active()
+        faults = self._tokens.each(lambda token: token.prove(active[token.name]) if token.name in active else None)
+        away = [epoch.number for epoch in self._store.epochs.all() if epoch.token in faults]
         for link in links:
-            names = self._tokens.of_link(link.link_id)
-            for name in names if len(names) > 1 else ():
-                try:
-                    self._fill(link.link_id, name, limit)
-                except FAILING as failing:
-                    fault = failing
-        if fault is not None:
+            for name in self._tokens.of_link(link.link_id):
+                if name in active and name not in faults:
+                    self._fill(link.link_id, name, away, limit)
+        for fault in faults.values():
             raise fault
 
-    def _fill(self, link_id: str, target: str, limit: int) -> None:
-        if target not in self._store.epochs.active():
-            return  # its first master key is not made yet
-        while limit > 0 and (found := self._store.copies.missing(link_id, target, min(limit, BATCH))):
+    def _fill(self, link_id: str, target: str, away: Collection[int], limit: int) -> None:
+        while limit > 0 and (found := self._store.copies.missing(link_id, target, away, min(limit, BATCH))):
             limit -= len(found)
             by_epoch: dict[int, list[BlockSeal]] = defaultdict(list)
             for seal in found:

@@ -104,9 +104,10 @@ class Kme:
         with self.store._database.read() as connection:
             return dict(
                 connection.execute(
-                    "SELECT token, wrap.wrapped FROM wrap JOIN block USING (block_pk) JOIN epoch ON epoch.epoch ="
-                    " wrap.epoch WHERE block_id = ?",
-                    (name,),
+                    "SELECT token, wrapped FROM block JOIN epoch USING (epoch) WHERE block_id = :name UNION ALL"
+                    " SELECT token, copy.wrapped FROM copy JOIN block USING (block_pk)"
+                    " JOIN epoch ON epoch.epoch = copy.epoch WHERE block_id = :name",
+                    {"name": name},
                 ).fetchall()
             )
 

@@ -45,14 +45,20 @@ def bring_link_keys(address: TokenAddress, softhsm_conf: Path, first: int, *link
 
 def made_pair(first: str, second: str, softhsm_conf: Path) -> tuple[TokenAddress, TokenAddress]:
     """Two new tokens of one KME, after their first ceremonies: custodians brought the same keys to both."""
-    made = []
-    for kind, label, other in (("first-of-several", first, second), ("another-token", second, first)):
-        profile = load_profile("softhsm-2.6")
-        address = TokenAddress(profile, Path(profile.module), label, softhsm_conf=softhsm_conf)
-        plan_file = softhsm_conf.parent / f"{label}-{kind}.toml"
-        apart(held, kind, address, plan_file, {**PINS, **shared_answers()}, Subject(other))
-        made.append(address)
-    return made[0], made[1]
+    return _with_shared_keys("first-of-several", first, second, softhsm_conf), made_another(second, first, softhsm_conf)
+
+
+def made_another(label: str, other: str, softhsm_conf: Path) -> TokenAddress:
+    """A new token of the KME that has the token ``other``."""
+    return _with_shared_keys("another-token", label, other, softhsm_conf)
+
+
+def _with_shared_keys(kind: str, label: str, other: str, softhsm_conf: Path) -> TokenAddress:
+    profile = load_profile("softhsm-2.6")
+    address = TokenAddress(profile, Path(profile.module), label, softhsm_conf=softhsm_conf)
+    plan_file = softhsm_conf.parent / f"{label}-{kind}.toml"
+    apart(held, kind, address, plan_file, {**PINS, **shared_answers()}, Subject(other))
+    return address
 
 
 def shared_answers() -> dict[str, str]:

@@ -3,29 +3,37 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import Final
 
 from hsmkme.model import BlockName, BlockSeal, Entry, SealedBlock
 from hsmkme.store.database import Database, Transaction
 
-_MISSING: Final = """
-SELECT link_id, block_id, block.epoch, key_bits, wrapped FROM epoch JOIN block ON block.epoch = epoch.epoch
-WHERE epoch.state <> 'destroyed' AND token <> :token AND link_id = :link
-    AND block.state <> 'retired' AND block.state <> 'frozen'
-    AND NOT EXISTS (SELECT 1 FROM copy JOIN epoch AS other ON other.epoch = copy.epoch
-        WHERE copy.block_pk = block.block_pk AND other.token = :token)
-ORDER BY block_pk LIMIT :limit
-"""
 IN_REACH: Final = """
 (block.epoch NOT IN (SELECT value FROM json_each({0})) OR EXISTS (SELECT 1 FROM copy
     WHERE copy.block_pk = block.block_pk AND copy.epoch NOT IN (SELECT value FROM json_each({0}))))
 """
 """The condition that a block is under an epoch that is not away; `packed` ones are the parameter."""
 
+_MISSING: Final = f"""
+SELECT link_id, block_id, block.epoch, key_bits, wrapped FROM epoch JOIN block ON block.epoch = epoch.epoch
+WHERE epoch.state <> 'destroyed' AND token <> :token AND link_id = :link
+    AND block.state <> 'retired' AND block.state <> 'frozen' AND {IN_REACH.format(":away")}
+    AND NOT EXISTS (SELECT 1 FROM copy JOIN epoch AS other ON other.epoch = copy.epoch
+        WHERE copy.block_pk = block.block_pk AND other.token = :token)
+ORDER BY block_pk LIMIT :limit
+"""  # noqa: S608 - ours alone
+_OWN: Final = "SELECT epoch, wrapped FROM block WHERE link_id = ? AND block_id = ?"
+_COPIES: Final = """
+SELECT copy.epoch, copy.wrapped FROM copy JOIN block USING (block_pk) WHERE link_id = ? AND block_id = ?
+"""
 _KEEP: Final = "INSERT INTO copy (block_pk, epoch, first_epoch, wrapped) VALUES (?, ?, ?, ?)"
 _LIVE: Final = """
-SELECT block_pk FROM block WHERE link_id = ? AND block_id = ? AND epoch = ? AND wrapped = ? AND state <> 'retired'
+SELECT block_pk FROM block WHERE link_id = ?1 AND block_id = ?2 AND state <> 'retired'
+    AND ((epoch = ?3 AND wrapped = ?4) OR EXISTS (SELECT 1 FROM copy
+        WHERE copy.block_pk = block.block_pk AND copy.epoch = ?3 AND copy.wrapped = ?4))
 """
 
 
@@ -40,11 +48,14 @@ class Copies:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def missing(self, link_id: str, token: str, limit: int) -> list[BlockSeal]:
-        """Up to ``limit`` live blocks of a link that ``token`` wraps no key of, the oldest first."""
+    def missing(self, link_id: str, token: str, away: Collection[int], limit: int) -> list[BlockSeal]:
+        """Up to ``limit`` live blocks of a link that ``token`` wraps no key of, the oldest first, each as it is
+        wrapped under an epoch that is not ``away``."""
+        values = {"link": link_id, "token": token, "away": packed(away), "limit": limit}
         with self._database.read() as connection:
-            rows = connection.execute(_MISSING, {"link": link_id, "token": token, "limit": limit}).fetchall()
-        return [BlockSeal(BlockName(link, name), *rest) for link, name, *rest in rows]
+            rows = connection.execute(_MISSING, values).fetchall()
+            seals = [BlockSeal(BlockName(link, name), *rest) for link, name, *rest in rows]
+            return [in_reach(connection, seal, away) for seal in seals]
 
     def add(self, made: Sequence[tuple[BlockSeal, bytes]], epoch: int, entry: Entry) -> int:
         """Keep copies that are wrapped under ``epoch``; returns how many.
@@ -57,6 +68,17 @@ class Copies:
                 names = [f"{seal.name.link_id}/{seal.name.block_id}" for seal in done]
                 transaction.append(entry.knowing(to=epoch, blocks=names))
             return len(done)
+
+
+def in_reach(connection: sqlite3.Connection, seal: BlockSeal, away: Collection[int]) -> BlockSeal:
+    """The seal that a block has by now: its own, or a copy if that is of an epoch ``away`` and there is one."""
+    name = (seal.name.link_id, seal.name.block_id)
+    own = connection.execute(_OWN, name).fetchone()
+    if own is None:
+        return seal
+    copies = connection.execute(_COPIES, name).fetchall() if own[0] in away else []
+    epoch, wrapped = next((copy for copy in copies if copy[0] not in away), own)
+    return replace(seal, epoch=epoch, wrapped=wrapped)
 
 
 def epochs_of(block: SealedBlock) -> dict[str, object]:

@@ -7,7 +7,6 @@ The database itself refuses a block under an epoch that is not active, and to en
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -16,6 +15,7 @@ from typing import Final
 from hsmkme.errors import StoreError, StoreTampered
 from hsmkme.model import BlockName, BlockSeal, Entry, SealedKey
 from hsmkme.states import EpochState
+from hsmkme.store.copies import in_reach
 from hsmkme.store.database import Database, Transaction, spoken
 from hsmkme.store.writers import turn
 
@@ -34,7 +34,8 @@ WHERE block_pk > :after ORDER BY block_pk LIMIT :limit
 """  # noqa: S608 - ours alone
 _ENDED: Final = """
 SELECT link_id, block_id,
-    (SELECT json_group_array(epoch) FROM wrap WHERE wrap.block_pk = ended.block_pk AND epoch <> :epoch)
+    (SELECT json_group_array(epoch) FROM (SELECT epoch FROM block AS own WHERE own.block_pk = ended.block_pk
+        UNION ALL SELECT epoch FROM copy WHERE copy.block_pk = ended.block_pk) WHERE epoch <> :epoch)
 FROM (SELECT block_pk, link_id, block_id FROM block WHERE epoch = :epoch AND state = 'retired'
     UNION ALL SELECT block_pk, link_id, block_id FROM copy JOIN block USING (block_pk)
     WHERE copy.epoch = :epoch AND state = 'retired') AS ended ORDER BY block_pk
@@ -47,9 +48,6 @@ _MOVE_COPY: Final = """
 UPDATE copy SET epoch = ?, wrapped = ?
 WHERE block_pk = (SELECT block_pk FROM block WHERE link_id = ? AND block_id = ? AND state <> 'retired')
     AND epoch = ? AND wrapped = ?
-"""
-_COPIES: Final = """
-SELECT copy.epoch, copy.wrapped FROM copy JOIN block USING (block_pk) WHERE link_id = ? AND block_id = ?
 """
 
 
@@ -187,7 +185,7 @@ class Epochs:
         """The same keys with the seals that their blocks have by now; copies, where those are of epochs ``away``."""
         seals = {part.block for key in keys for part in key.parts}
         with self._database.read() as connection:
-            fresh = {seal: _renewed(connection, seal, away) for seal in seals}
+            fresh = {seal: in_reach(connection, seal, away) for seal in seals}
         return [replace(key, parts=tuple(replace(p, block=fresh[p.block]) for p in key.parts)) for key in keys]
 
     # The end ----------------------------------------------------------------------------------------
@@ -234,16 +232,6 @@ def _activate(transaction: Transaction, epoch: int) -> None:
 def _move(transaction: Transaction, seal: BlockSeal, wrapped: bytes, epoch: int) -> bool:
     values = (epoch, wrapped, seal.name.link_id, seal.name.block_id, seal.epoch, seal.wrapped)
     return any(transaction.execute(statement, values).rowcount for statement in (_MOVE, _MOVE_COPY))
-
-
-def _renewed(connection: sqlite3.Connection, seal: BlockSeal, away: frozenset[int]) -> BlockSeal:
-    name = (seal.name.link_id, seal.name.block_id)
-    own = connection.execute("SELECT epoch, wrapped FROM block WHERE link_id = ? AND block_id = ?", name).fetchone()
-    if own is None:
-        return seal
-    copies = connection.execute(_COPIES, name).fetchall() if own[0] in away else []
-    epoch, wrapped = next((copy for copy in copies if copy[0] not in away), own)
-    return replace(seal, epoch=epoch, wrapped=wrapped)
 
 
 def _named(name: BlockName) -> str:

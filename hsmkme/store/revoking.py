@@ -55,8 +55,10 @@ class Scope:
 
 
 _UNDER: Final = """
-block_pk IN (SELECT block_pk FROM wrap JOIN epoch AS last USING (epoch) JOIN epoch AS meant USING (token)
-    WHERE meant.epoch = :epoch AND :epoch BETWEEN first_epoch AND last.epoch)
+(EXISTS (SELECT 1 FROM epoch AS last JOIN epoch AS meant USING (token) WHERE meant.epoch = :epoch
+    AND last.epoch = block.epoch AND :epoch BETWEEN block.first_epoch AND block.epoch)
+OR EXISTS (SELECT 1 FROM copy JOIN epoch AS last USING (epoch) JOIN epoch AS meant USING (token)
+    WHERE meant.epoch = :epoch AND copy.block_pk = block.block_pk AND :epoch BETWEEN copy.first_epoch AND copy.epoch))
 """
 _TIMES: Final = "deposited_at BETWEEN :since AND :until"
 

@@ -19,15 +19,11 @@ CREATE TABLE copy (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX copies_under ON copy(epoch, block_pk);
 
--- Every wrapped key there is, the block's own and its copies.
-CREATE VIEW wrap AS
-    SELECT block_pk, epoch, first_epoch, wrapped FROM block
-    UNION ALL SELECT block_pk, epoch, first_epoch, wrapped FROM copy;
-
 CREATE TRIGGER copy_goes_under_active BEFORE INSERT ON copy
     WHEN NOT EXISTS (SELECT 1 FROM epoch WHERE epoch = NEW.epoch AND state = 'active')
-    OR EXISTS (SELECT 1 FROM block WHERE block_pk = NEW.block_pk AND state = 'retired')
-    OR EXISTS (SELECT 1 FROM wrap JOIN epoch USING (epoch) WHERE block_pk = NEW.block_pk
+    OR EXISTS (SELECT 1 FROM block JOIN epoch USING (epoch) WHERE block_pk = NEW.block_pk
+        AND (block.state = 'retired' OR token = (SELECT token FROM epoch WHERE epoch = NEW.epoch)))
+    OR EXISTS (SELECT 1 FROM copy JOIN epoch USING (epoch) WHERE block_pk = NEW.block_pk
         AND token = (SELECT token FROM epoch WHERE epoch = NEW.epoch))
     BEGIN SELECT RAISE(ABORT, 'illegal transition: a copy is of a live block, under the active epoch of another token'); END;
 CREATE TRIGGER copy_moves_to_active BEFORE UPDATE OF epoch ON copy
