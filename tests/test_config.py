@@ -401,7 +401,7 @@ def test_check_finds_what_only_the_machine_can_tell(spoil: Callable[[Site], obje
 def test_check_finds_a_wrong_pin_and_does_not_show_it(site: Site, make_token: Callable[[], TokenAddress]) -> None:
     (site.directory / "pin").chmod(0o600)
     (site.directory / "pin").write_text("wrong-pin")
-    site.change_config(site.settings.token.label, make_token().label)  # wrong logins count against no other test
+    site.change_config(site.settings.token[0].label, make_token().label)  # wrong logins count against no other test
     done = site.hsmkme("check")
     assert (done.status, "PinIncorrect" in done.out) == (1, True)
     assert "wrong-pin" not in done.out + done.err

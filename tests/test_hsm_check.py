@@ -94,7 +94,7 @@ def test_check_says_that_the_token_can_be_used_and_saves_what_it_found(site: Sit
     done = site.hsmkme("hsm", "check", "--json", "--save", site.directory / "mine.toml")
     report = json.loads(done.out)
     assert (done.status, report["usable"]) == (0, True)
-    assert report["token"]["label"] == site.settings.token.label
+    assert report["token"]["label"] == site.settings.token[0].label
     assert len(report["findings"]) == len(PROBES)
     assert {speed["name"] for speed in report["speeds"]} >= {"seal a key", "open a key"}
     site.change_config("[token]", '[token]\nprofile_file = "mine.toml"')
@@ -128,13 +128,13 @@ def test_list_shows_every_token_of_the_module_and_which_is_meant(
     other = make_token()
     rows = json.loads(site.hsmkme("hsm", "list", "--json").out)
     configured = {row["label"]: row["configured"] for row in rows}
-    assert configured[site.settings.token.label] is True
+    assert configured[site.settings.token[0].label] is True
     assert configured[other.label] is False
     assert other.label in site.hsmkme("hsm", "list").out
 
 
 def test_list_needs_no_pin_and_tells_a_serial_number_that_is_not_there(address: TokenAddress) -> None:
-    rows = visible_tokens(replace(address, serial="0000"))
+    rows = visible_tokens([replace(address, serial="0000")])
     assert rows
     assert not any(row["configured"] for row in rows)
 

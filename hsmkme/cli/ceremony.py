@@ -40,13 +40,14 @@ def ceremony() -> None:
 @PLAN
 @click.option("--about", default="", help="The link, device, epoch or backup file that it is about.")
 @click.option("--other-end", default="", help="The KME at the other end of the link.")
-@click.option("--label", help="The token's label, if there is no configuration to take the token from.")
-@click.option("--softhsm-conf", type=_FILE, help="What SoftHSM reads as SOFTHSM2_CONF, with --label.")
+@click.option("--label", help="The token's label, if it is not the first that is configured.")
+@click.option("--softhsm-conf", type=_FILE,
+              help="What SoftHSM reads as SOFTHSM2_CONF, with --label: for a token that no configuration has.")
 @with_config
 def new(kind: str, plan_file: Path, label: str | None, softhsm_conf: Path | None, config: str | None,
         **subject: str) -> None:
     """Write a plan of this KIND to PLAN.toml, for people to complete and review. Nothing is overwritten."""
-    if label is None or config is not None:
+    if label is None or softhsm_conf is None:
         address = bootstrap.token_address(load_config(config).token_named(label))
     else:
         profile = load_profile("softhsm-2.6")

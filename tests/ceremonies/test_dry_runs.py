@@ -23,9 +23,13 @@ from tests.processes import Done, hsmkme
 from tests.tokens import PINS, link_answers
 
 GOLDENS = Path(__file__).parent / "goldens"
-ABOUT = {"link-key": "paris", "transport-key": "device-1", "rotate": "2", "destroy-epoch": "1"}
+ABOUT = {
+    "link-key": "paris", "transport-key": "device-1", "rotate": "2", "destroy-epoch": "1",
+    **dict.fromkeys(("first-of-several", "another-token"), "other"),
+}
 STARTS = {
-    **dict.fromkeys(("first", "first-with-backup", "initialise", "restore"), "bare"),
+    **dict.fromkeys(("first", "first-with-backup", "first-of-several", "another-token"), "bare"),
+    **dict.fromkeys(("initialise", "restore"), "bare"),
     **dict.fromkeys(("audit-key", "first-master"), "initialised"),
     "backup": "backed",
 }

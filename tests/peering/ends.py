@@ -37,12 +37,13 @@ class End:
 
     kme_id: str
     store: Store
+    token: Token
     custody: Custody
     path: Path
 
     def deposit(self, block: RawBlock, *, mine: bool, tag: bytes) -> None:
         """A block that both ends have and have compared."""
-        sealed = replace(self.custody._token.seal(block, 1), mine=mine, tag=tag)
+        sealed = replace(self.token.seal(block, 1), mine=mine, tag=tag)
         self.store.blocks.deposit([sealed], BlockState.READY, 1_000_000, Entry("block.deposit", "device"))
 
     def state_of(self, key_id: UUID) -> str:
@@ -163,4 +164,4 @@ def _end(kme_id: str, links: list[Link], directory: Path, token: Token, clock: F
         store.registry.add_sae(sae_id, serving, Entry("sae.add", "test"))
     for slave in SERVED.keys() - {MASTER}:
         store.registry.allow(MASTER, slave, Entry("pair.allow", "test"))
-    return End(kme_id, store, Custody(sole(token), store, clock), path)
+    return End(kme_id, store, token, Custody(sole(token), store, clock), path)

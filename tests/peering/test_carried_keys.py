@@ -17,9 +17,10 @@ from hsmkme.agreement import SEVERAL_MOST, WAITING_MOST
 from hsmkme.audit import AuditChain
 from hsmkme.errors import KeyNotHeld, LinkFrozen, PeerRefused, PeerUnavailable, PoolShort, RecordFault, TokenMisuse
 from hsmkme.hsm import Token
+from hsmkme.hsm.tokens import sole
 from hsmkme.messages.bodies import Assigned, Carry, Hello, Query, Void, Voided, parsed
 from hsmkme.messages.signing import VERSION
-from hsmkme.model import BlockName, Entry, Link, RawBlock, SealedKey, segment_bytes
+from hsmkme.model import BlockName, Entry, Link, RawBlock, SealedBlock, SealedKey, segment_bytes
 from hsmkme.store import Draft, Receipt, Store
 from hsmkme.store.links import OPERATOR
 from tests.blocks import altered, flipped, key_of, open_bytes, part_of
@@ -459,13 +460,23 @@ def pair(token: Token, raw_block: Callable[..., RawBlock]) -> tuple[SealedKey, S
     return sealed[0], sealed[1], key.material.reveal()[:9], pad.material.reveal()[:9]
 
 
+def masked_by(token: Token, key: SealedKey, pad: SealedKey) -> bytes:
+    (masked,) = sole(token).mask([key], [pad], lambda _: token.name)
+    return masked
+
+
+def unmasked_by(token: Token, masked: bytes, pad: SealedKey, name: str = "carried/1") -> SealedBlock:
+    block = sole(token).unmask([masked], [pad], BlockName("far", name), lambda _: token.name)
+    return token.seal_carried(block, 1)
+
+
 def test_masked_is_key_xor_pad_and_unmasked_is_the_key_sealed(
     token: Token, pair: tuple[SealedKey, SealedKey, bytes, bytes]
 ) -> None:
     key, pad, plain, pad_bytes = pair
-    (masked,) = token.mask([key], [pad])
+    masked = masked_by(token, key, pad)
     assert masked == bytes(a ^ b for a, b in zip(plain, pad_bytes, strict=True))
-    sealed = token.unmask([masked], [pad], BlockName("far", "carried/1"), 1)
+    sealed = unmasked_by(token, masked, pad)
     assert (sealed.key_count, sealed.seal.key_bits, sealed.mine, sealed.tag) == (1, 128, False, None)
     assert open_bytes(token, key_of(part_of(sealed), size=72)) == plain
 
@@ -474,9 +485,9 @@ def test_a_pad_of_another_length_masks_nothing(token: Token, pair: tuple[SealedK
     key, pad, _, _ = pair
     for size in (64, 80, 128):
         with pytest.raises(TokenMisuse):
-            token.mask([key], [replace(pad, size=size)])
+            masked_by(token, key, replace(pad, size=size))
         with pytest.raises(TokenMisuse):
-            token.unmask([bytes(9)], [replace(pad, size=size)], BlockName("far", "carried/1"), 1)
+            unmasked_by(token, bytes(9), replace(pad, size=size))
 
 
 def test_a_pad_that_was_moved_or_altered_does_not_open(
@@ -488,15 +499,15 @@ def test_a_pad_that_was_moved_or_altered_does_not_open(
     broken = replace(pad, parts=(replace(pad.parts[0], sealed=flipped(pad.parts[0].sealed, 5)),))
     for wrong in (moved_pad, renamed, broken):
         with pytest.raises(RecordFault):
-            token.mask([key], [wrong])
+            masked_by(token, key, wrong)
         with pytest.raises(RecordFault):
-            token.unmask([bytes(9)], [wrong], BlockName("far", "carried/1"), 1)
+            unmasked_by(token, bytes(9), wrong)
 
 
 def test_the_same_key_carried_twice_is_two_blocks_with_digests_of_their_own(
     token: Token, pair: tuple[SealedKey, SealedKey, bytes, bytes]
 ) -> None:
     key, pad, _, _ = pair
-    masked = token.mask([key], [pad])
-    digests = {token.unmask(masked, [pad], BlockName("far", f"carried/{n}"), 1).digest for n in range(2)}
+    masked = masked_by(token, key, pad)
+    digests = {unmasked_by(token, masked, pad, f"carried/{n}").digest for n in range(2)}
     assert len(digests) == 2
