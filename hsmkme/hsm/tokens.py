@@ -6,6 +6,7 @@ A token that is away when the process starts is opened when it comes. Until then
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import defaultdict
@@ -18,6 +19,8 @@ from hsmkme.hsm import masking
 from hsmkme.hsm.breaker import Breaker
 from hsmkme.hsm.token import Token
 from hsmkme.model import BlockName, BlockSeal, KeyMaterial, OpenKey, Part, RawBlock, SealedKey
+
+log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
@@ -59,12 +62,14 @@ class _Seat:
             self.token = self.token or self._opening()
             admit(self.token)
         except TokenUnavailable as fault:
+            log.warning("a token is away: %s", fault)
             fault.retry_after = self._breaker.failed(probing=probing)
             raise
         except ObjectMissing:  # the module may have listed the objects while the token was away
             self._breaker.failed(probing=probing)
             raise
         except OperatorFault as fault:
+            log.error("a token is not used by this process: %s", fault)
             self._stopped = str(fault)  # a login is never tried twice with a PIN the token refused
             raise
         self._admitted = True
