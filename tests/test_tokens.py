@@ -6,9 +6,11 @@ import base64
 import hashlib
 import json
 import sqlite3
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -33,9 +35,11 @@ from hsmkme.revocation import Revocation
 from tests.blocks import flipped
 from tests.conftest import FakeClock
 from tests.paired import KEYS, Kme, away, bytes_of, healed, make_home, same, table_of
+from tests.processes import hsmkme
 from tests.rotating import labels
 from tests.tampering import hand_on
 from tests.tokens import made_another, made_pair
+from tests.world import until
 
 A, B, C = "pair-a", "pair-b", "pair-c"
 LINKS = {"both": [A, B]}
@@ -472,6 +476,63 @@ def test_a_link_that_moves_to_another_token_has_copies_there(
     with away(pair[0], tmp_path):
         assert same(after.fetch(2 * KEYS), plain)
     after.close()
+
+
+# Commands ------------------------------------------------------------------------------------------------------
+
+
+def test_the_commands_tell_of_each_token(home: Path) -> None:
+    config = ("--config", home / "hsmkme.toml")
+    tokens = json.loads(hsmkme(*config, "hsm", "list", "--json").out)
+    assert {row["label"]: row["links"] for row in tokens if row["configured"]} == {A: ["both"], B: ["both"]}
+    report = json.loads(hsmkme(*config, "hsm", "check", "--token", B, "--json").out)
+    assert (report["usable"], report["token"]["label"]) == (True, B)
+    assert hsmkme(*config, "epoch", "rotate", "--token", B).status == 0
+    epochs = json.loads(hsmkme(*config, "epoch", "list", "--json").out)
+    assert [(row["epoch"], row["token"], row["state"]) for row in epochs] == [
+        (1, A, "active"), (2, B, "deactivated"), (3, B, "active")
+    ]  # fmt: skip
+    assert hsmkme(*config, "epoch", "shred", "2").status == 0
+    assert "no token 'pair-x' is configured" in hsmkme(*config, "epoch", "rotate", "--token", "pair-x").err
+    assert hsmkme(*config, "audit", "key").out.count("BEGIN PUBLIC KEY") == 2
+    assert hsmkme(*config, "audit", "verify").status == 0
+
+
+def test_check_says_which_token_is_away(home: Path, pair: Pair, tmp_path: Path) -> None:
+    with away(pair[1], tmp_path):
+        told = hsmkme("--config", home / "hsmkme.toml", "check", "--json")
+    assert told.status == 1
+    findings = [finding for finding in json.loads(told.out)["findings"] if finding.startswith("token")]
+    assert len(findings) == 1
+    assert findings[0].startswith(f"token {B}: no token labelled {B!r}")
+
+
+def test_upkeep_copies_and_rotates_when_a_token_is_back(kme: Kme, home: Path, pair: Pair, tmp_path: Path) -> None:
+    config = home / "hsmkme.toml"
+    config.write_text(config.read_text() + "[epochs]\nrotate_seconds = 0\nrotate_blocks = 1\n")
+    with away(pair[1], tmp_path):
+        plain = kme.deposit("one")
+        with process("--config", config, "upkeep"):
+            until(lambda: kme.store.epochs.active()[A] > 1, 60, "the token that is there is rotated")
+            assert kme.store.epochs.active()[B] == 2
+    with process("--config", config, "upkeep"):
+        until(lambda: set(kme.wraps("one")) == {A, B}, 60, "the key is copied")
+        until(lambda: kme.store.epochs.one(2).proved, 60, "the token that is back is rotated")
+    healed(kme)
+    with away(pair[0], tmp_path):
+        assert same(kme.fetch(), plain)
+    assert kme.alarms() == []
+
+
+@contextmanager
+def process(*arguments: object) -> Iterator[None]:
+    """A command that runs until it is stopped."""
+    running = subprocess.Popen([sys.executable, "-m", "hsmkme", *map(str, arguments)], stdin=subprocess.DEVNULL)
+    try:
+        yield
+    finally:
+        running.terminate()
+        assert running.wait(60) == 0
 
 
 # What does not fit ---------------------------------------------------------------------------------------------

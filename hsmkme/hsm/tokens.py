@@ -42,6 +42,7 @@ class _Seat:
         self._breaker = Breaker(clock)
         self._turn = threading.Lock()
         self._stopped: str | None = None
+        self._why = "opening the token"
 
     def taken(self, admit: Callable[[Token], None]) -> Token:
         """The token, which ``admit`` sees before anybody else."""
@@ -57,12 +58,13 @@ class _Seat:
             self._turn.release()
 
     def _opened(self, admit: Callable[[Token], None]) -> Token:
-        probing = self._breaker.admit("opening the token")
+        probing = self._breaker.admit(self._why)
         try:
             self.token = self.token or self._opening()
             admit(self.token)
         except TokenUnavailable as fault:
             log.warning("a token is away: %s", fault)
+            self._why = str(fault)
             fault.retry_after = self._breaker.failed(probing=probing)
             raise
         except ObjectMissing:  # the module may have listed the objects while the token was away
