@@ -6,6 +6,7 @@ import hashlib
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -165,5 +166,15 @@ def test_a_profile_of_either_kind_serves_many_threads_through_hard_resets_and_a_
     address: TokenAddress, locking: str
 ) -> None:
     command = [sys.executable, str(RESETS), str(address.softhsm_conf), address.label, locking]
+    done = subprocess.run(command, input=PIN, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, "right"), (done.stdout, done.stderr)
+
+
+@pytest.mark.parametrize("locking", ["serial", "parallel"])
+def test_a_token_that_is_opened_anew_waits_for_those_in_another_of_its_module(
+    address: TokenAddress, make_token: Callable[[], TokenAddress], locking: str
+) -> None:
+    labels = f"{address.label},{make_token().label}"
+    command = [sys.executable, str(RESETS), str(address.softhsm_conf), labels, locking]
     done = subprocess.run(command, input=PIN, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout.strip()) == (0, "right"), (done.stdout, done.stderr)

@@ -16,7 +16,7 @@ import queue
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -43,10 +43,13 @@ class _Module:
     """The module's state belongs to the process, so what guards it does too.
 
     ``starts`` counts how often each was initialised anew: handles of before may name other objects since.
+    ``users`` counts who is in one that serves several callers at once; -1 while it is initialised anew.
     """
 
     lock: Any = threading.RLock()
     starts: Final = Counter[Path]()
+    users: Final = Counter[Path]()
+    changed: Final = threading.Condition()
 
 
 PinSource = Callable[[], str]
@@ -127,13 +130,14 @@ class Sessions:
         """
         self._take_module()
         try:
-            if self._started != _Module.starts[self.address.module]:
-                raise pkcs11.SessionClosed("another login of this process initialised the module anew")
             with self._resetting:  # who comes while everything is opened again waits for it
                 logged_in = self._lanes_open > 0
             lane = self._free_lane(LANE_WAIT_SECONDS if logged_in else 0)
             try:
-                yield lane
+                with nullcontext() if self.serial else _used(self.address.module):
+                    if self._started != _Module.starts[self.address.module]:
+                        raise pkcs11.SessionClosed("another login of this process initialised the module anew")
+                    yield lane
             finally:
                 self._lanes.put(lane)
         finally:
@@ -211,12 +215,34 @@ class Sessions:
         return True
 
 
+@contextmanager
+def _used(path: Path) -> Iterator[None]:
+    """A module that serves several callers at once is not initialised anew while one is in it."""
+    _count_users(path, lambda users: users >= 0, lambda users: users + 1)
+    try:
+        yield
+    finally:
+        _count_users(path, lambda _: True, lambda users: users - 1)
+
+
 def initialise_again(module: Any, path: Path) -> None:
-    """Initialise the module anew: every login of this process ends, and notices."""
-    with suppress(pkcs11.PKCS11Error):
-        module.finalize()  # somebody may have done it before us
-    _Module.starts[path] += 1
-    module.initialize()
+    """Initialise the module anew, once nobody is in it: every login of this process ends, and notices."""
+    _count_users(path, lambda users: users == 0, lambda _: -1)
+    try:
+        with suppress(pkcs11.PKCS11Error):
+            module.finalize()  # somebody may have done it before us
+        _Module.starts[path] += 1
+        module.initialize()
+    finally:
+        _count_users(path, lambda _: True, lambda _: 0)
+
+
+def _count_users(path: Path, when: Callable[[int], bool], to: Callable[[int], int]) -> None:
+    with _Module.changed:
+        if not _Module.changed.wait_for(lambda: when(_Module.users[path]), LANE_WAIT_SECONDS):
+            raise TokenUnavailable("a call of another token of this module does not come back", retry_after=1)
+        _Module.users[path] = to(_Module.users[path])
+        _Module.changed.notify_all()
 
 
 def find_token(module: Any, address: TokenAddress) -> Any:

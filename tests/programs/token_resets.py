@@ -1,6 +1,7 @@
 """Seals and opens with many threads while the login is made anew again and again, and says what came back.
 
-usage: token_resets.py SOFTHSM_CONF LABEL serial|parallel, the PIN on standard input
+usage: token_resets.py SOFTHSM_CONF LABELS serial|parallel, the PIN on standard input. LABELS, with commas between, are
+of tokens that each have some of the threads; they are opened anew in turns, and with them the module that they share.
 
 Prints "right" and exits with 0 only if every key was right and no call failed.
 """
@@ -31,31 +32,36 @@ def seal_and_open(token: Token) -> str:
 
 
 def main() -> int:
-    conf, label, locking = sys.argv[1:]
+    conf, labels, locking = sys.argv[1:]
     pin = sys.stdin.readline().strip()
     shipped = load_profile("softhsm-2.6")
     lanes = THREADS // 2 if locking == "parallel" else 1
     profile = shipped.model_copy(update={"locking": locking, "max_sessions": lanes})
-    token = Token(TokenAddress(profile, Path(profile.module), label, softhsm_conf=Path(conf)), lambda: pin)
+    addresses = [
+        TokenAddress(profile, Path(profile.module), label, softhsm_conf=Path(conf)) for label in labels.split(",")
+    ]
+    tokens = [Token(address, lambda: pin) for address in addresses]
     found: set[str] = set()
     enough = threading.Event()
 
-    def work() -> None:
+    def work(token: Token) -> None:
         while not enough.is_set():
             found.add(seal_and_open(token))
 
-    workers = [threading.Thread(target=work) for _ in range(THREADS)]
+    workers = [threading.Thread(target=work, args=(tokens[n % len(tokens)],)) for n in range(THREADS)]
     for worker in workers:
         worker.start()
-    for _ in range(RESETS):
-        found.add(seal_and_open(token))
+    for number in range(RESETS):
+        found |= {seal_and_open(token) for token in tokens}
+        token = tokens[number % len(tokens)]
         token._sessions.reset(token._sessions.generation, hard=True)
     enough.set()
     for worker in workers:
         worker.join()
-    token._sessions.cryptoki.finalize()
-    found.add(seal_and_open(token))
-    token.close()
+    tokens[0]._sessions.cryptoki.finalize()
+    for token in tokens:
+        found.add(seal_and_open(token))
+        token.close()
     print(*sorted(found), sep="\n")
     return 0 if found == {"right"} else 1
 
