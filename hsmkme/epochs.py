@@ -119,7 +119,7 @@ class Epochs:
         except FAILING as fault:
             log.warning("a block key was not copied to the token %s, upkeep will do it: %s", target, fault)
             return None
-        return replace(seal, epoch=epoch, wrapped=done[0][1]) if done else None
+        return seal._replace(epoch=epoch, wrapped=done[0][1]) if done else None
 
     # Opening ----------------------------------------------------------------------------------------
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Collection, Sequence
-from dataclasses import replace
 from typing import Final
 
 from hsmkme.model import BlockName, BlockSeal, Entry, SealedBlock
@@ -78,7 +77,7 @@ def in_reach(connection: sqlite3.Connection, seal: BlockSeal, away: Collection[i
         return seal
     copies = connection.execute(_COPIES, name).fetchall() if own[0] in away else []
     epoch, wrapped = next((copy for copy in copies if copy[0] not in away), own)
-    return replace(seal, epoch=epoch, wrapped=wrapped)
+    return seal._replace(epoch=epoch, wrapped=wrapped)
 
 
 def epochs_of(block: SealedBlock) -> dict[str, object]:
