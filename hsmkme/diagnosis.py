@@ -87,7 +87,8 @@ def _token_and_store(config: Config) -> Iterator[str]:
     if store:
         yield from _attempt("token", lambda: bootstrap.custody_of(tokens, store[0]) and None)
     for name in tokens.names:
-        yield from _attempt(f"token {name}", partial(_audit_key, tokens, name))
+        subject = f"token {name}" if len(tokens.names) > 1 else "token"
+        yield from _attempt(subject, partial(_audit_key, tokens, name))
     tokens.close()
 
 

@@ -120,7 +120,7 @@ def test_paths_are_relative_to_the_file(
         assert config.store == tmp_path / "data" / "store.sqlite"
         assert config.server.certificate == tmp_path / "server" / "cert.pem"
         assert config.spool[0].directory == tmp_path / "spool"
-        assert config.token.pin_file == Path("/run/secrets/pin")
+        assert config.token[0].pin_file == Path("/run/secrets/pin")
 
 
 def test_a_configuration_does_not_change(write: Callable[[str], Path]) -> None:

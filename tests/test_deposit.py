@@ -21,6 +21,7 @@ from hsmkme.drivers.simulator import Simulator
 from hsmkme.drivers.spool import Spool
 from hsmkme.errors import BlockConflict, BlockReplayed, PoolFull, WrongSize
 from hsmkme.hsm import Token, TokenAddress
+from hsmkme.hsm.tokens import sole
 from hsmkme.intake import Intake, Tally
 from hsmkme.model import Demand, Relation
 from hsmkme.store import Store
@@ -241,7 +242,7 @@ def test_a_spooled_file_of_known_bytes_is_refused_and_kept(site: Site, intake: I
 def test_the_upkeep_sweeps_the_configured_spool(site: Site, clock: FakeClock, store: Store, custody: Custody) -> None:
     """With the product's own wiring."""
     site.change_config("[[link]]", '[[spool]]\nlink = "local"\ndirectory = "spool"\n[[link]]')
-    duties = bootstrap.upkeep_with_spools(bootstrap.Parts(site.settings, site.token, store, custody))
+    duties = bootstrap.upkeep_with_spools(bootstrap.Parts(site.settings, sole(site.token), store, custody))
     spool = Spool(site.directory / "spool", "local", 256, 128)
     put(spool, "batch.bin", key_bytes(5))
     put(spool, "bad.bin", b"\xff")
