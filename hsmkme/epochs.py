@@ -117,7 +117,7 @@ class Epochs:
         try:
             done = cross([seal], self._tokens[source], self._tokens[target], epoch).done
         except FAILING as fault:
-            log.warning("a block key was not copied to the token %s, upkeep will do it: %s", target, fault)
+            log.info("a block key was not copied to the token %s, upkeep will do it: %s", target, fault)
             return None
         return seal._replace(epoch=epoch, wrapped=done[0][1]) if done else None
 

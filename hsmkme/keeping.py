@@ -89,10 +89,9 @@ class StoreEpochs:
         """See `Epochs`. Durable acts: those of `Rotation.rotate`."""
 
         def rotate(store: Store, rotation: Rotation) -> Evidence:
-            active = store.epochs.active()[self._address.label]
-            if active not in (epoch - 1, epoch):
-                raise OperatorFault(f"epoch {active} is active, and the plan rotates from {epoch - 1} to {epoch}")
-            if active != epoch:
+            if store.epochs.active().get(self._address.label) != epoch:
+                if rotation.upcoming() != epoch:
+                    raise OperatorFault(f"the next epoch is {rotation.upcoming()}, and the plan rotates to {epoch}")
                 rotation.rotate(because=because)
             return {"epoch": epoch, "because": because, "check_value": store.epochs.one(epoch).check_value}
 

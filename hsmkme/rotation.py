@@ -71,15 +71,20 @@ class Rotation:
                 self._store.epochs.compromise(epoch, self._entry("epoch.compromise", reason=because))
 
     def _prepared(self) -> int:
-        epochs = self._store.epochs.all()
-        for epoch in self._own(epochs):
-            if epoch.state is EpochState.PREACTIVATION:
-                if self._token.check_value(epoch.number) != epoch.check_value:
-                    raise OperatorFault(f"master/{epoch.number} of this token is not the key that was prepared")
-                return epoch.number
-        number = max(epoch.number for epoch in epochs) + 1
+        number = self.upcoming()
+        for epoch in self._store.epochs.all():
+            if epoch.number == number:
+                if self._token.check_value(number) != epoch.check_value:
+                    raise OperatorFault(f"master/{number} of this token is not the key that was prepared")
+                return number
         self._store.epochs.prepare(number, self._masters.make(number), self._token.name, self._entry("epoch.make"))
         return number
+
+    def upcoming(self) -> int:
+        """The number of the next epoch of this token: of one that is prepared, or none has yet."""
+        epochs = self._store.epochs.all()
+        prepared = [one.number for one in self._own(epochs) if one.state is EpochState.PREACTIVATION]
+        return prepared[0] if prepared else max(epoch.number for epoch in epochs) + 1
 
     def _own(self, epochs: Sequence[Epoch]) -> list[Epoch]:
         return [epoch for epoch in epochs if epoch.token == self._token.name]

@@ -29,6 +29,7 @@ from hsmkme.errors import (
 )
 from hsmkme.hsm import Token, TokenAddress
 from hsmkme.hsm.crossing import cross
+from hsmkme.keeping import StoreKeeper
 from hsmkme.model import BlockName, BlockSeal, OpenKey
 from hsmkme.receipts import Receipts
 from hsmkme.revocation import Revocation
@@ -38,7 +39,7 @@ from tests.paired import KEYS, Kme, away, bytes_of, healed, make_home, same, tab
 from tests.processes import hsmkme
 from tests.rotating import labels
 from tests.tampering import hand_on
-from tests.tokens import made_another, made_pair
+from tests.tokens import PIN, made_another, made_pair
 from tests.world import until
 
 A, B, C = "pair-a", "pair-b", "pair-c"
@@ -317,6 +318,21 @@ def test_a_token_turns_over_while_the_other_is_away(kme: Kme, pair: Pair, tmp_pa
     kme.turn_over(B)
     with away(pair[0], tmp_path):
         assert same(kme.fetch(), plain)
+
+
+def test_a_ceremony_rotates_and_ends_the_epochs_of_its_token_alone(kme: Kme, home: Path, pair: Pair) -> None:
+    plain = kme.deposit("one")
+    kme.close()
+    epochs = StoreKeeper(home / "store.sqlite", kme.clock).open(pair[1], lambda use: use(lambda: PIN))
+    with pytest.raises(OperatorFault, match="the next epoch is 3, and the plan rotates to 4"):
+        epochs.rotate(4, "ceremony")
+    for _ in range(2):  # the second finds it done
+        assert epochs.rotate(3, "ceremony")["epoch"] == 3
+    assert epochs.end(2)["active"] == 3
+    again = Kme(home, kme.clock)
+    assert again.store.epochs.active() == {A: 1, B: 3}
+    assert same(again.fetch(), plain)
+    again.close()
 
 
 def test_upkeep_makes_the_first_master_key_of_a_token(home: Path, pair: Pair, clock: FakeClock, tmp_path: Path) -> None:

@@ -130,7 +130,7 @@ def test_a_plan_that_skips_an_epoch_is_refused_and_makes_nothing(site: Hall) -> 
     plan = site.plan("rotate", "3")
     before = site.objects()
     done = site.run(plan)
-    assert (done.status, "needs master/2, which the token does not have" in done.err) == (1, True)
+    assert (done.status, "the next epoch is 2, and the plan rotates to 3" in done.err) == (1, True)
     assert (epochs(site), site.objects()) == ({1: EpochState.ACTIVE}, before)
 
 

@@ -21,10 +21,6 @@ class Rotate(Step):
     do: Literal["rotate"]
     epoch: Annotated[int, Field(ge=2, lt=10**9)]
 
-    def needs(self) -> list[str]:
-        """See `Step`."""
-        return [f"master/{self.epoch - 1}"]
-
     def after(self, present: frozenset[str]) -> frozenset[str]:
         """See `Step`. It is not among what is made: one that an interrupted rotation made is taken, not destroyed."""
         return present | {f"master/{self.epoch}"}
