@@ -85,8 +85,8 @@ class Kme:
         rotation.rewrap(old)
         rotation.shred(old)
 
-    def deposit(self, name: str, link: str = "both") -> bytes:
-        plain = os.urandom(32 * KEYS)
+    def deposit(self, name: str, link: str = "both", keys: int = KEYS) -> bytes:
+        plain = os.urandom(32 * keys)
         block = RawBlock(BlockName(link, name), 256, KeyMaterial(plain))
         self.custody.deposit([block], BlockState.READY, 1_000_000, "device")
         return plain
