@@ -61,7 +61,7 @@ class Upkeep:
         """Do what is due. A duty that fails is logged and done again at its next time; the others go on."""
         now = self._clock()
         for duty in self.duties:
-            if duty.due > now:
+            if now < duty.due <= now + duty.seconds:  # one that is later: the clock was set back
                 continue
             duty.due = now + duty.seconds
             try:
@@ -120,7 +120,10 @@ class Upkeep:
         """Void keys that their slaves never collected, and blocks and keys that a peer waits for in vain.
 
         Keys that were agreed and not drawn end in half that time: the peer must keep them longer than this end.
+        Nothing ends by a clock that is doubted.
         """
+        if self._store.timekeeping.state().doubted:
+            return
         before = int(self._clock()) - self._config.keys.uncollected_seconds
         drawn_before = int(self._clock()) - self._config.keys.uncollected_seconds // 2
         while self._store.keys.expire_agreed(drawn_before, Entry("key.expire", "upkeep", {"reason": "not drawn"})):
@@ -131,7 +134,9 @@ class Upkeep:
             pass
 
     def age(self) -> None:
-        """End what nobody claimed of blocks that are older than their link allows."""
+        """End what nobody claimed of blocks that are older than their link allows; none by a clock that is doubted."""
+        if self._store.timekeeping.state().doubted:
+            return
         for link in self._config.link:
             before = int(self._clock()) - link.ttl_seconds
             entry = Entry("block.expire", "upkeep", {"reason": "too old", "link": link.id})

@@ -23,6 +23,7 @@ from hsmkme.store.outbox import Draft, numbered, require_open
 from hsmkme.store.pads import Pads, claim_pads, use_up
 from hsmkme.store.rows import KeyRow, parts_of, relation_id, rows_of, rows_where, update_rows, void_rows
 from hsmkme.store.segments import runs_of
+from hsmkme.store.timekeeping import require_time
 from hsmkme.store.veins import claim_entry
 
 DEPTH_MOST: Final = 256
@@ -85,6 +86,7 @@ class Agreed:
         count as delivered, whatever happens to the caller.
         """
         with self._database.write() as transaction:
+            require_time(transaction)
             rows = _drawable(transaction, demand)
             if len(rows) < len(demand.key_ids):
                 return None
@@ -101,6 +103,7 @@ class Agreed:
         """
         wanted = len(demand.key_ids)
         with self._database.write() as transaction:
+            require_time(transaction)
             relation = relation_id(transaction, demand.relation)
             vein = vein_to(transaction, demand)
             ahead = new_ids(min(_depth(transaction, relation, demand), vein.keys - wanted))

@@ -22,6 +22,7 @@ from hsmkme.store.database import Database, Transaction
 from hsmkme.store.examining import count_pools
 from hsmkme.store.rows import Batch, insert_rows
 from hsmkme.store.segments import Places
+from hsmkme.store.timekeeping import require_time
 from hsmkme.store.veins import Vein, claim_entry, cut, enough, take, veins_of
 
 
@@ -63,6 +64,7 @@ class Blocks:
         ``retry``, audit row. After it the keys count as delivered, whatever happens to the caller.
         """
         with self._database.write() as transaction:
+            require_time(transaction)
             pieces: list[tuple[tuple[Part, ...], Places]] = []
             for vein in enough(transaction, demand):
                 wanted = min(len(demand.key_ids) - len(pieces), vein.keys)

@@ -16,6 +16,7 @@ from hsmkme.store.answers import remember
 from hsmkme.store.database import Database, Transaction
 from hsmkme.store.rows import BARRED, CHUNK, KeyRow, parts_of, rows_of, rows_where, update_rows, void_rows
 from hsmkme.store.segments import Run, erase, runs_of
+from hsmkme.store.timekeeping import require_time
 
 _UNDELIVERED: Final = """
 key_id IN (SELECT key_id FROM (SELECT key_id, parts, mine FROM key WHERE state = 'assigning'
@@ -56,6 +57,7 @@ class Keys:
         frozen, since it was looked up, or is not for this slave.
         """
         with self._database.write() as transaction:
+            require_time(transaction)
             rows = rows_of(transaction.connection, key_ids)
             _refuse_barred(transaction, rows)
             moved: dict[tuple[int, KeyState], list[KeyRow]] = defaultdict(list)
