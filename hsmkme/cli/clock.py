@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
-from datetime import UTC, datetime
 from typing import Final
 
 import click
 
 from hsmkme import bootstrap
-from hsmkme.cli.shared import JSON_OPTION, console, load_config, operator, with_config
+from hsmkme.cli.shared import JSON_OPTION, console, load_config, moment, operator, with_config
 from hsmkme.model import Entry
 from hsmkme.store import ClockState
 
@@ -41,7 +40,7 @@ def clock_show(config: str | None, as_json: bool) -> None:
     state = bootstrap.open_store(load_config(config)).timekeeping.state()
     name = _name(state)
     what_next, says = _STATES[name]
-    times = {"now": _time(state.now), "latest_seen": _time(state.latest)}
+    times = {"now": moment(state.now), "latest_seen": moment(state.latest)}
     facts = {"state": name, "says": says, **times, "next": what_next}
     if as_json:
         click.echo(json.dumps(facts))
@@ -59,16 +58,12 @@ def clock_accept(yes: bool, config: str | None) -> None:
     timekeeping = bootstrap.open_store(load_config(config)).timekeeping
     state = timekeeping.state()
     if not yes:
-        raise click.UsageError(f"the clock shows {_time(state.now)}, UTC. If that is right, say --yes")
+        raise click.UsageError(f"the clock shows {moment(state.now)}, UTC. If that is right, say --yes")
     timekeeping.accept(bootstrap.steady(), Entry("clock.accept", operator()))
-    click.echo(f"the time is {_time(state.now)}; the latest seen before was {_time(state.latest)}")
+    click.echo(f"the time is {moment(state.now)}; the latest seen before was {moment(state.latest)}")
 
 
 def _name(state: ClockState) -> str:
     if state.is_back:
         return "back"
     return "doubted" if state.doubted else "right"
-
-
-def _time(seconds: int) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ") if seconds else "none"

@@ -26,7 +26,7 @@ from hsmkme.store.outbox import Draft, Outbox
 from hsmkme.store.pads import Pads
 from hsmkme.store.reconciling import Reconciling
 from hsmkme.store.registry import Known, Registry
-from hsmkme.store.revoking import Revoking, Scope, Touched
+from hsmkme.store.revoking import Revoking, Scope
 from hsmkme.store.sharing import Sharing
 from hsmkme.store.timekeeping import ClockState, Steady, Timekeeping
 from hsmkme.store.veins import Vein
@@ -71,7 +71,6 @@ __all__ = [
     "Steady",
     "Store",
     "Timekeeping",
-    "Touched",
     "Vein",
     "Views",
     "carried_name",

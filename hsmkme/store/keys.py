@@ -85,6 +85,12 @@ class Keys:
                 )
             )
 
+    def repeat(self, key_ids: Sequence[UUID], entry: Entry) -> None:
+        """Note that keys are handed out once more to who had them. No key changes its state. Writes: audit row."""
+        with self._database.write() as transaction:
+            require_time(transaction)
+            transaction.append(entry.knowing(key_IDs=[str(key_id) for key_id in key_ids]))
+
     def void(self, key_ids: Sequence[UUID], entry: Entry) -> list[UUID]:
         """Void those of ``key_ids`` that are not ended and erase their segments; returns those voided.
 
@@ -147,7 +153,18 @@ class Keys:
         condition = "state = 'assigned' AND mine = 1 AND claimed_at < ? LIMIT ?"
         return self._void_where(condition, (claimed_before, limit), entry, tell=True)
 
-    def _void_where(self, condition: str, values: tuple[int, int], entry: Entry, *, tell: bool) -> int:
+    def lapse(self, relation_id: int, since: int, before: int, entry: Entry, limit: int = CHUNK) -> int:
+        """Void keys of a relation that were claimed from ``since`` on and ``before``; returns how many.
+
+        A peer is not told: its own clock ends them.
+        """
+        condition = (
+            "state IN ('assigning', 'assigned', 'delivered') AND claimed_at >= ? AND claimed_at < ?"
+            " AND relation_id = ? ORDER BY claimed_at LIMIT ?"
+        )
+        return self._void_where(condition, (since, before, relation_id, limit), entry, tell=False)
+
+    def _void_where(self, condition: str, values: Sequence[int], entry: Entry, *, tell: bool) -> int:
         with self._database.write() as transaction:
             return len(void_rows(transaction, rows_where(transaction.connection, condition, values), entry, tell=tell))
 

@@ -8,8 +8,9 @@ until it is right again, or an officer accepts it, nothing ends because of its a
 from __future__ import annotations
 
 import logging
+import sqlite3
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from hsmkme.errors import ClockSetBack, StoreTampered
 from hsmkme.model import Entry
@@ -35,8 +36,7 @@ class Steady:
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class ClockState:
+class ClockState(NamedTuple):
     """What is known of the time: the ``latest`` seen, and what the clock shows ``now``; seconds since the epoch.
 
     ``ahead``: the clock less the steady one of ``boot``. ``doubted``: it was set, and nobody has said that it is right.
@@ -54,9 +54,14 @@ class ClockState:
         return self.now < self.latest - TOLERANCE_SECONDS
 
     @property
-    def is_vouched(self) -> bool:
-        """Whether somebody looked at the clock a moment ago and believed it."""
-        return not self.doubted and abs(self.now - self.latest) <= TOLERANCE_SECONDS
+    def is_believed(self) -> bool:
+        """Whether nothing is known against the clock."""
+        return not self.doubted and not self.is_back
+
+    @property
+    def vouched(self) -> int:
+        """The time, if somebody looked at the clock a moment ago and believed it; else 0."""
+        return self.now if not self.doubted and abs(self.now - self.latest) <= TOLERANCE_SECONDS else 0
 
     def is_right(self, steady: Steady) -> bool:
         """Whether the clock is to be believed, as far as the ``steady`` one tells."""
@@ -66,7 +71,7 @@ class ClockState:
 
 
 class Timekeeping:
-    """The clock of this KME."""
+    """The clock of this KME, and the locks that open by it."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -74,7 +79,7 @@ class Timekeeping:
     def state(self) -> ClockState:
         """What is known of the time now."""
         with self._database.read() as connection:
-            return _state(connection.execute(_ROW).fetchone(), int(self._database.clock()))
+            return clock_of(connection, self._database.clock())
 
     def look(self, steady: Steady, actor: str) -> bool:
         """Compare the clock with the ``steady`` one, and note the time if it is right; returns whether it is.
@@ -82,7 +87,7 @@ class Timekeeping:
         Writes, in one commit: the time; an audit row when the clock stops being right, and when it is again.
         """
         with self._database.write(logged=False) as transaction:
-            state = clock_of(transaction)
+            state = clock_of(transaction.connection, transaction.now())
             if state.is_right(steady):
                 _note(transaction, state, steady)
                 if state.doubted:
@@ -98,37 +103,32 @@ class Timekeeping:
     def accept(self, steady: Steady, entry: Entry) -> ClockState:
         """Take the clock for right from now on, whatever it was; returns what was known before."""
         with self._database.write() as transaction:
-            state = clock_of(transaction)
+            state = clock_of(transaction.connection, transaction.now())
             _note(transaction, state, steady)
             transaction.append(entry.knowing(**_facts(state)))
             return state
 
 
-_ROW: Final = "SELECT latest, boot, ahead, doubted FROM clock"
+def clock_of(connection: sqlite3.Connection, now: float) -> ClockState:
+    """What is known of the time, which the clock says is ``now``."""
+    row = connection.execute("SELECT latest, boot, ahead, doubted FROM clock").fetchone()
+    if row is None:
+        raise StoreTampered("the store does not say which time it saw last")
+    latest, boot, ahead, doubted = row
+    return ClockState(latest, boot, ahead, bool(doubted), int(now))
 
 
-def clock_of(transaction: Transaction) -> ClockState:
-    """What is known of the time, inside a transaction."""
-    return _state(transaction.execute(_ROW).fetchone(), transaction.now())
-
-
-def require_time(transaction: Transaction) -> None:
+def require_time(transaction: Transaction) -> ClockState:
     """Raises `ClockSetBack` if the clock is behind the latest time seen; notes the time if it went on from there.
 
     A clock that is far ahead is noted by `Timekeeping.look` alone, which can tell whether it was set.
     """
-    state = clock_of(transaction)
+    state = clock_of(transaction.connection, transaction.now())
     if state.is_back:
         raise ClockSetBack(state.latest - state.now)
-    if state.now > state.latest and state.is_vouched:
+    if state.vouched > state.latest:
         transaction.execute("UPDATE clock SET latest = ?", (state.now,))
-
-
-def _state(row: tuple[int, str, int, int] | None, now: int) -> ClockState:
-    if row is None:
-        raise StoreTampered("the store does not say which time it saw last")
-    latest, boot, ahead, doubted = row
-    return ClockState(latest, boot, ahead, bool(doubted), now)
+    return state
 
 
 def _note(transaction: Transaction, state: ClockState, steady: Steady) -> None:
