@@ -106,7 +106,7 @@ class Kme:
         policy.check_distinct(caller, slave)
         (peer,) = self._peers_of(caller, [slave], known)
         stored = sum(vein.keys for vein in self._store.blocks.veins(peer, self.limits.key_size))
-        if peer != self.kme_id:
+        if peer != self.kme_id and known.ttl(caller, slave) == math.inf:
             stored += self._store.agreed.count(Relation.of(caller, [slave]), self.limits.key_size)
         return Status(self.kme_id, peer, caller, slave, stored, self.limits)
 

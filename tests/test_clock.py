@@ -227,6 +227,15 @@ def test_a_latest_time_that_somebody_wrote_into_the_store_is_found_wrong(kme: Km
     assert len(kme.fetch(1)) == 1
 
 
+def test_the_check_of_a_kme_says_that_its_clock_is_not_believed(kme: Kme, machine: Machine) -> None:
+    with kme.store.log._database.write(logged=False) as transaction:
+        transaction.execute("UPDATE clock SET latest = 0")  # the command reads the real clock
+    assert "clock:" not in kme.site.hsmkme("check").out
+    machine.is_set(HOUR)
+    assert not look(kme, machine)
+    assert "clock: it is not believed: see `hsmkme clock show`" in kme.site.hsmkme("check").out
+
+
 # A server -------------------------------------------------------------------------------------------------
 
 
