@@ -78,12 +78,12 @@ class Agreement:
 
         Raises `PoolShort`, `LinkFrozen`, or another `PeerError`; then nothing was delivered.
         """
-        now = demand.further or demand.fresh
-        keys = None if now else self._custody.deliver(demand, actor, retry)
+        made_now = demand.further or demand.fresh
+        keys = None if made_now else self._custody.deliver(demand, actor, retry)
         if keys is not None:
             return keys
         with self._turns(demand):
-            keys = None if now else self._custody.deliver(demand, actor, retry)
+            keys = None if made_now else self._custody.deliver(demand, actor, retry)
             return keys or self._agreed_now(demand, actor, retry)
 
     def _agreed_now(self, demand: Demand, actor: str, retry: Retry | None) -> list[OpenKey]:
