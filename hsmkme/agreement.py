@@ -15,11 +15,12 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Final, Protocol
 from uuid import UUID, uuid4
+from weakref import WeakValueDictionary
 
 from hsmkme.custody import Custody
 from hsmkme.errors import KeyNotHeld, LinkFrozen, PeerError, PeerRefused, PeerUnavailable
 from hsmkme.messages.bodies import Assigned, Query, Report, parsed
-from hsmkme.model import Demand, OpenKey, Retry
+from hsmkme.model import Demand, OpenKey, Relation, Retry
 from hsmkme.store import Draft, NewIds, Offer
 from hsmkme.waiting import Places, sleep
 
@@ -67,6 +68,7 @@ class Agreement:
     ) -> None:
         self._kme_id = kme_id
         self._waiting: dict[str, Places] = {}
+        self._relations: WeakValueDictionary[tuple[Relation, int], Places] = WeakValueDictionary()
         self._custody = custody
         self._sender = sender
         self._new_ids = new_ids
@@ -82,7 +84,7 @@ class Agreement:
         keys = None if made_now else self._custody.deliver(demand, actor, retry)
         if keys is not None:
             return keys
-        with self._turns(demand):
+        with self._relation(demand), self._turns(demand):
             keys = None if made_now else self._custody.deliver(demand, actor, retry)
             return keys or self._agreed_now(demand, actor, retry)
 
@@ -111,6 +113,20 @@ class Agreement:
         if offer.key_ids:
             offer = self._agree(offer)
             self._custody.settle(offer, demand, "upkeep")
+
+    @contextmanager
+    def _relation(self, demand: Demand) -> Iterator[None]:
+        """Let another request of the relation that agrees on keys ahead of need be first: they may be for this one."""
+        if demand.fresh:  # nobody agrees on any for others
+            yield
+            return
+        first = self._relations.setdefault((demand.relation, demand.size), Places(1))
+        alone = first.take(QUEUE_SECONDS)
+        try:
+            yield
+        finally:
+            if alone:
+                first.give_back()
 
     @contextmanager
     def _turns(self, demand: Demand) -> Iterator[None]:

@@ -48,8 +48,10 @@ class FairUse:
 
     def check_quota(self, relation: Relation, keys: int) -> None:
         """Whether a relation may draw ``keys`` more; raises `OverLimit` (USE-QUOTA-1). Counts nothing."""
+        if self._keys is None:
+            return
         name = _relation_name(relation)
-        if self._keys is not None and not self._limiter.test(self._keys, "relation", name, cost=keys):
+        if not self._limiter.test(self._keys, "relation", name, cost=keys):
             raise self._over(self._keys, "USE-QUOTA-1", relation.master, "relation", name)
 
     def spend(self, relation: Relation, keys: int) -> None:

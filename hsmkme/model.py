@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Final, NoReturn
+from typing import Final, NamedTuple, NoReturn
 from uuid import UUID
 
 SEGMENT_BITS_STEP: Final = 64
@@ -71,8 +71,7 @@ class CeremonyNote:
     made: Mapping[str, str | None]
 
 
-@dataclass(frozen=True, slots=True)
-class BlockName:
+class BlockName(NamedTuple):
     """What both ends of a link call a block."""
 
     link_id: str
@@ -96,8 +95,7 @@ class RawBlock:
         return len(self.material) * 8 // self.key_bits
 
 
-@dataclass(frozen=True, slots=True)
-class BlockSeal:
+class BlockSeal(NamedTuple):
     """What the token needs, with a segment, to open a key of this block."""
 
     name: BlockName
@@ -141,16 +139,14 @@ class SealedKey:
     parts: tuple[Part, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class OpenKey:
+class OpenKey(NamedTuple):
     """A key on its way to an SAE."""
 
     key_id: UUID
     material: KeyMaterial
 
 
-@dataclass(frozen=True, slots=True)
-class Relation:
+class Relation(NamedTuple):
     """The only parties that may ever see a given key: one master SAE and its slave SAEs, sorted."""
 
     master: str

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import fcntl
+import re
 import socket
 import struct
 import termios
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
@@ -21,6 +22,7 @@ from hypothesis import strategies as st
 from hsmkme.applications import application
 from hsmkme.config import Config
 from hsmkme.server import Server
+from hsmkme.server.calling import HEAD_MOST, HEADS_MOST, Caller
 from hsmkme.server.connection import REQUEST_SECONDS, Connection, Phase
 from hsmkme.server.framing import HEAD_LIMIT, Framing, FramingError, refusal
 from hsmkme.server.listener import listener_for_saes
@@ -486,3 +488,64 @@ def waiting(connection: Connection) -> int:
     """How many bytes the client sent that nobody has read."""
     (count,) = struct.unpack("i", fcntl.ioctl(connection.socket, termios.FIONREAD, b"\0" * 4))
     return int(count)
+
+
+# What is remembered of heads ----------------------------------------------------------------------
+
+
+class Echo:
+    """An application that answers what it was asked, and keeps it."""
+
+    def __init__(self) -> None:
+        self.asked: list[dict[str, Any]] = []
+
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
+        body = environ["wsgi.input"].read()
+        told = {name: value for name, value in environ.items() if name not in ("wsgi.input", "gunicorn.socket")}
+        self.asked.append({**told, "body": body})
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        return [body]
+
+
+def call(caller: Caller, request_: bytes) -> tuple[bytes, bool]:
+    """The answer, but for its date, to a request of a connection of its own."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        connection = Connection(ours, ("127.0.0.1", 5), ("127.0.0.1", 8443), LIMIT, 0.0, proxied=False)
+        data, close = caller.call(connection, request_, last=False)
+    return re.sub(rb"\r\nDate: [^\r]*", b"", data), close
+
+
+ODD_TARGETS = st.sampled_from(["/a?b", "/%7e/c%2fd?e=f?g", "//h", "/#i", "*", "j:1", "/" * 8177, "/" * 8178])
+
+
+def framed(data: bytes) -> bytes | None:
+    """The first request of ``data`` as the worker hands it on, if there is one."""
+    end = end_of(data)
+    return None if end in (None, REFUSED) else data[:end]
+
+
+@settings(max_examples=300)
+@given(mutated() | REQUESTS, TARGETS | ODD_TARGETS)
+def test_a_head_that_is_known_is_read_as_if_it_was_new(data: bytes, target: str) -> None:
+    """The same fields with another target and another body: gunicorn's parser and the memory of it agree."""
+    method, _, rest = data.partition(b" ")
+    known = framed(b" ".join([method, b"/known", rest.partition(b" ")[2]]))
+    asked = framed(b" ".join([method, target.encode(), rest.partition(b" ")[2]]))
+    if known is None or asked is None:
+        return
+    fresh, used = Echo(), Echo()
+    memory = Caller(used, GUNICORN)
+    call(memory, known)
+    used.asked.clear()
+    assert call(memory, asked) == call(Caller(fresh, GUNICORN), asked)
+    assert used.asked == fresh.asked
+
+
+def test_heads_that_never_come_again_are_forgotten() -> None:
+    caller = Caller(Echo(), GUNICORN)
+    for number in range(3 * HEADS_MOST):
+        call(caller, b"GET / HTTP/1.1\r\nX: %d\r\n\r\n" % number)
+        assert len(caller._heads) <= HEADS_MOST
+    call(caller, b"GET / HTTP/1.1\r\nX: " + b"y" * HEAD_MOST + b"\r\n\r\n")
+    assert max(map(len, caller._heads)) <= HEAD_MOST

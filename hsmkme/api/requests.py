@@ -81,6 +81,7 @@ class Reading:
 
     def __init__(self, limits: KeysSection) -> None:
         self._limits = limits
+        self._number_rule, self._size_rule = number_rule(limits), size_rule(limits)
         self._lock = Lock()
         self.unknown = 0
         """How many unknown members this process has ignored."""
@@ -95,8 +96,8 @@ class Reading:
         asked = {"number": 1, "size": self._limits.key_size, **query, **body}
         _refuse_extensions(asked)
         return KeyRequest(
-            number=_integer(asked["number"], number_rule(self._limits)),
-            size=_integer(asked["size"], size_rule(self._limits)),
+            number=_integer(asked["number"], self._number_rule),
+            size=_integer(asked["size"], self._size_rule),
             additional_slaves=_additional(asked),
         )
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Callable
+from io import BytesIO
 from types import SimpleNamespace
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from gunicorn.config import Config
 from gunicorn.http.errors import NoMoreData, ParseException
 from gunicorn.http.parser import RequestParser
 from gunicorn.util import http_date, unquote_to_wsgi_str
 
-from hsmkme.api.certificates import PROXIED
 from hsmkme.server.connection import Connection
 from hsmkme.server.framing import refusal
 
@@ -26,6 +27,14 @@ _CONSTANT: Final = {
     "SERVER_SOFTWARE": "hsmkme",
     "SCRIPT_NAME": "",
 }
+HEADS_MOST: Final = 256
+HEAD_MOST: Final = 4096
+"""How many different heads are remembered, and how long each may be, in bytes."""
+
+_HEAD_END: Final = b"\r\n\r\n"
+_LINE: Final = re.compile(rb"(?P<method>[A-Z]{3,20}) (?P<target>/(?!/)[!\"$-~]*) HTTP/1\.[01]\r\n")
+"""A target without anything that a parser has to think about: it is path and query."""
+
 _BODILESS: Final = ("204", "304")
 
 
@@ -35,6 +44,7 @@ class Caller:
     def __init__(self, application: Any, settings: Config) -> None:
         self._application = application
         self._settings = _plain(settings)
+        self._heads: dict[bytes, _Head] = {}
         self._date = _Date()
 
     def call(self, connection: Connection, request: bytes, *, last: bool) -> tuple[bytes, bool]:
@@ -43,18 +53,57 @@ class Caller:
         ``last``: nothing more is served on the connection.
         """
         try:
-            parsed: Any = next(RequestParser(self._settings, iter((request,)), connection.peer))
+            head, environ = self._known(request) or self._parsed(request, connection.peer)
         except (StopIteration, ParseException, NoMoreData):
             return refusal(400, "the request is not valid HTTP"), True
+        environ |= connection.environment
         answer = _Answer()
-        pieces = self._application(_environment(parsed, connection), answer.start)
+        pieces = self._application(environ, answer.start)
         try:
             body = b"".join((*answer.written, *pieces))
         finally:
             if hasattr(pieces, "close"):
                 pieces.close()
-        close = last or connection.must_close or parsed.should_close()
-        return answer.whole(parsed, body, self._date.now(), close), close
+        close = last or connection.must_close or head.closes
+        return answer.whole(head, body, self._date.now(), close), close
+
+    def _known(self, request: bytes) -> tuple[_Head, dict[str, Any]] | None:
+        """Head and environment of a request that is like one that was parsed before, but for target and body."""
+        line = _LINE.match(request)
+        if line is None or line.end("target") > self._settings.limit_request_line - len(" HTTP/1.1"):
+            return None
+        end = request.find(_HEAD_END)
+        head = self._heads.get(request[: line.end("method")] + request[line.end("target") : end])
+        if head is None:
+            return None
+        target = line["target"].decode("ascii")
+        path, _, query = target.partition("?")
+        if "%" in path:
+            path = unquote_to_wsgi_str(path)
+        body = BytesIO(request[end + len(_HEAD_END) :])
+        return head, {**head.environ, "RAW_URI": target, "PATH_INFO": path, "QUERY_STRING": query, "wsgi.input": body}
+
+    def _parsed(self, request: bytes, peer: Any) -> tuple[_Head, dict[str, Any]]:
+        """Head and environment as gunicorn's parser has them: a client says the same again and again."""
+        parsed: Any = next(RequestParser(self._settings, iter((request,)), peer))
+        head = _Head(parsed.method, parsed.version, parsed.should_close(), _environment(parsed))
+        line, end = _LINE.match(request), request.find(_HEAD_END)
+        if line is not None and end <= HEAD_MOST and "HTTP_TRANSFER_ENCODING" not in head.environ:
+            if len(self._heads) == HEADS_MOST:
+                self._heads.clear()
+            self._heads[request[: line.end("method")] + request[line.end("target") : end]] = head
+        path = unquote_to_wsgi_str(parsed.path)
+        own = {"RAW_URI": parsed.uri, "PATH_INFO": path, "QUERY_STRING": parsed.query, "wsgi.input": parsed.body}
+        return head, {**head.environ, **own}
+
+
+class _Head(NamedTuple):
+    """What a request says beside its target and its body."""
+
+    method: str
+    version: tuple[int, int]
+    closes: bool
+    environ: dict[str, Any]
 
 
 class _Answer:
@@ -73,15 +122,15 @@ class _Answer:
         self.status, self.fields = status, fields
         return self.written.append
 
-    def whole(self, parsed: Any, body: bytes, date: str, close: bool) -> bytes:
+    def whole(self, head: _Head, body: bytes, date: str, close: bool) -> bytes:
         """Head and body."""
-        lines = [f"HTTP/{parsed.version[0]}.{parsed.version[1]} {self.status}", "Server: hsmkme", f"Date: {date}"]
+        lines = [f"HTTP/{head.version[0]}.{head.version[1]} {self.status}", "Server: hsmkme", f"Date: {date}"]
         lines.append("Connection: close" if close else "Connection: keep-alive")
         lines += [f"{name}: {value}" for name, value in self.fields if name.lower() != "content-length"]
         if not self.status.startswith(_BODILESS):
             lines.append(f"Content-Length: {len(body)}")
-        head = "\r\n".join((*lines, "", "")).encode("latin-1")
-        return head if parsed.method == "HEAD" or self.status.startswith(_BODILESS) else head + body
+        text = "\r\n".join((*lines, "", "")).encode("latin-1")
+        return text if head.method == "HEAD" or self.status.startswith(_BODILESS) else text + body
 
 
 class _Date:
@@ -98,33 +147,20 @@ class _Date:
         return self._text
 
 
-def _environment(parsed: Any, connection: Connection) -> dict[str, Any]:
-    """The WSGI environment of a request. Fields that came several times are joined, as RFC 9110 §5.3 says."""
+def _environment(parsed: Any) -> dict[str, Any]:
+    """What the WSGI environment has of a head. Fields that came several times are joined, as RFC 9110 §5.3 says."""
     environ: dict[str, Any] = {
         **_CONSTANT,
         "wsgi.errors": sys.stderr,
-        "wsgi.input": parsed.body,
         "wsgi.url_scheme": parsed.scheme,
-        "gunicorn.socket": connection,
         "REQUEST_METHOD": parsed.method,
-        "QUERY_STRING": parsed.query,
-        "RAW_URI": parsed.uri,
-        "PATH_INFO": unquote_to_wsgi_str(parsed.path),
         "SERVER_PROTOCOL": f"HTTP/{parsed.version[0]}.{parsed.version[1]}",
-        PROXIED: connection.proxied,
     }
-    environ["REMOTE_ADDR"], environ["REMOTE_PORT"] = _address(connection.peer)
-    environ["SERVER_NAME"], environ["SERVER_PORT"] = _address(connection.server)
     for field, value in parsed.headers:
         name = field.replace("-", "_")
         key = name if name in ("CONTENT_TYPE", "CONTENT_LENGTH") else f"HTTP_{name}"
         environ[key] = f"{environ[key]},{value}" if key in environ else value
     return environ
-
-
-def _address(address: Any) -> tuple[str, str]:
-    """Name and port; of a Unix socket, its path."""
-    return (address, "") if isinstance(address, str) else (address[0], str(address[1]))
 
 
 def _plain(settings: Config) -> Any:

@@ -6,8 +6,10 @@ import socket
 import ssl
 from contextlib import suppress
 from enum import Enum, auto
-from typing import Final
+from functools import cached_property
+from typing import Any, Final
 
+from hsmkme.api.certificates import PROXIED
 from hsmkme.server.framing import Framing
 
 HANDSHAKE_SECONDS: Final = 10.0
@@ -58,6 +60,20 @@ class Connection:
         self._answer = memoryview(b"")
         self._closing = False
         self._enter(Phase.HANDSHAKE if isinstance(sock, ssl.SSLSocket) else Phase.REQUEST, now, HANDSHAKE_SECONDS)
+
+    @cached_property
+    def environment(self) -> dict[str, Any]:
+        """What the WSGI environment of its requests has of the connection."""
+        address, port = _address(self.peer)
+        name, server_port = _address(self.server)
+        return {
+            "gunicorn.socket": self,
+            PROXIED: self.proxied,
+            "REMOTE_ADDR": address,
+            "REMOTE_PORT": port,
+            "SERVER_NAME": name,
+            "SERVER_PORT": server_port,
+        }
 
     def _enter(self, phase: Phase, now: float, seconds: float) -> None:
         self.phase, self.since, self.deadline = phase, now, now + seconds
@@ -189,3 +205,8 @@ class Connection:
         """
         if not socket.socket.recv(self.socket, _READ):
             self.close()
+
+
+def _address(address: Address) -> tuple[str, str]:
+    """Name and port; of a Unix socket, its path."""
+    return (address, "") if isinstance(address, str) else (address[0], str(address[1]))

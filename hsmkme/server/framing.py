@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import re
+from functools import lru_cache
 from http import HTTPStatus
-from typing import Final
+from typing import Final, NamedTuple
 
 HEAD_LIMIT: Final = 16384
 """Bytes of request line and headers."""
@@ -45,6 +46,28 @@ def refusal(status: int, message: str, *, close: bool = True) -> bytes:
     }
     lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}", *(f"{name}: {value}" for name, value in fields.items())]
     return "\r\n".join((*lines, "", "")).encode() + body
+
+
+class _Announced(NamedTuple):
+    """What a head says of the body: its length in bytes, or that it is chunked, and whether it waits to be invited."""
+
+    length: int
+    chunked: bool
+    invitation: bool
+
+
+@lru_cache(maxsize=256)
+def _announced(fields: bytes) -> _Announced:
+    """Read the fields of a head, remembering those that clients send again and again. Raises `FramingError`."""
+    pairs = [line.partition(b":") for line in fields.lower().split(b"\r\n")]
+    lengths = [value.strip() for name, _, value in pairs if name.strip() == b"content-length"]
+    codings = [value.strip() for name, _, value in pairs if name.strip() == b"transfer-encoding"]
+    if codings and (lengths or codings != [b"chunked"]):
+        raise FramingError(400, "Transfer-Encoding shall be chunked, and Content-Length absent then")
+    if lengths and (len(lengths) > 1 or not _ONE_LENGTH.fullmatch(lengths[0])):
+        raise FramingError(400, "Content-Length shall be one number")
+    expected = [value.strip() for name, _, value in pairs if name.strip() == b"expect"]
+    return _Announced(int(lengths[0]) if lengths else 0, bool(codings), b"100-continue" in expected)
 
 
 class Framing:
@@ -85,18 +108,11 @@ class Framing:
                 raise FramingError(431, f"the headers are longer than {HEAD_LIMIT} bytes")
             self._at = max(0, len(buffer) - len(_HEAD_END) + 1)
             return False
-        first, *rest = bytes(buffer[:found]).lower().split(b"\r\n")
-        fields = [line.partition(b":") for line in rest]
-        lengths = [value.strip() for name, _, value in fields if name.strip() == b"content-length"]
-        codings = [value.strip() for name, _, value in fields if name.strip() == b"transfer-encoding"]
-        if codings and (lengths or codings != [b"chunked"]):
-            raise FramingError(400, "Transfer-Encoding shall be chunked, and Content-Length absent then")
-        if lengths and (len(lengths) > 1 or not _ONE_LENGTH.fullmatch(lengths[0])):
-            raise FramingError(400, "Content-Length shall be one number")
-        expected = [value.strip() for name, _, value in fields if name.strip() == b"expect"]
-        self.wants_continue = b"100-continue" in expected and first.endswith(b" http/1.1")
-        self._chunked = bool(codings)
-        self._body = int(lengths[0]) if lengths else 0
+        first, _, fields = bytes(buffer[:found]).partition(b"\r\n")
+        announced = _announced(fields)
+        self.wants_continue = announced.invitation and first.lower().endswith(b" http/1.1")
+        self._chunked = announced.chunked
+        self._body = announced.length
         self.oversized = self._body > self._body_limit
         self._at = self._body_at = found + len(_HEAD_END)
         self._head_done = True

@@ -56,7 +56,8 @@ class Turns:
         self.wake: Final = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._thread = threading.get_ident()
         self._loop = getcurrent()
-        self._new: deque[greenlet] = deque()
+        self._new: deque[Callable[[], None]] = deque()
+        self._idle: list[greenlet] = []
         self._over: deque[_Wait] = deque()
         self._breathing: list[greenlet] = []
         self._deadlines: dict[_Wait, float] = {}
@@ -67,7 +68,7 @@ class Turns:
 
     def begin(self, act: Callable[[], None]) -> None:
         """Do ``act`` in a greenlet, at the next `run`."""
-        self._new.append(greenlet(act, self._loop))
+        self._new.append(act)
 
     def seconds_left(self, most: float) -> float:
         """How long the loop may wait for something to happen."""
@@ -83,9 +84,18 @@ class Turns:
             while self._over:
                 self._over.popleft().go_on()
             if self._new:
-                self._new.popleft().switch()
+                runner = self._idle.pop() if self._idle else greenlet(self._run_acts, self._loop)
+                runner.switch(self._new.popleft())
         for one in breathing:
             one.switch()
+
+    def _run_acts(self, act: Callable[[], None]) -> None:
+        """In a greenlet: one act after the other, idle between them. A new one would cost more than a short act."""
+        while True:
+            act()
+            del act  # an idle greenlet keeps no request
+            self._idle.append(getcurrent())
+            act = self._loop.switch()
 
     def clear_wake(self) -> None:
         """``wake`` was readable."""

@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
+from uuid import UUID
 
 from hsmkme.errors import BlockConflict, BlockReplayed, DepositRefused, PoolFull
 from hsmkme.model import (
     BlockName,
     Demand,
     Entry,
-    Part,
+    Relation,
     Retry,
     SealedBlock,
     SealedKey,
 )
 from hsmkme.states import BlockState, KeyState
 from hsmkme.store.answers import remember
+from hsmkme.store.batches import Batches
 from hsmkme.store.database import Database, Transaction
 from hsmkme.store.examining import count_pools
 from hsmkme.store.locks import unlock
 from hsmkme.store.rows import Batch, insert_rows
 from hsmkme.store.segments import Places
 from hsmkme.store.timekeeping import require_time
-from hsmkme.store.veins import Vein, claim_entry, cut, enough, take, veins_of
+from hsmkme.store.veins import Vein, claim_entry, draw, veins_of
 
 
 class Outcome(StrEnum):
@@ -34,11 +38,18 @@ class Outcome(StrEnum):
     ALREADY = "already"
 
 
+class _Claim(NamedTuple):
+    demand: Demand
+    entry: Entry
+    retry: Retry | None
+
+
 class Blocks:
     """The pool."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._claims = Batches(self._claim)
 
     def deposit(self, blocks: Sequence[SealedBlock], state: BlockState, limit: int, entry: Entry) -> list[Outcome]:
         """Insert blocks in ``state`` unless they are known; idempotent by link, block id and digest.
@@ -66,20 +77,21 @@ class Blocks:
         Writes, in one commit: cursors of the blocks, a row for each key, the answer if there may be a
         ``retry``, audit row. After it the keys count as delivered, whatever happens to the caller.
         """
+        return self._claims.do(_Claim(demand, entry, retry))
+
+    def _claim(self, claims_now: Callable[[], Sequence[_Claim]]) -> list[list[SealedKey]]:
         with self._database.write() as transaction:
-            unlock(transaction, require_time(transaction), entry.actor)
-            pieces: list[tuple[tuple[Part, ...], Places]] = []
-            for vein in enough(transaction, demand):
-                wanted = min(len(demand.key_ids) - len(pieces), vein.keys)
-                pieces += cut(take(transaction, vein, wanted * vein.per_key), vein.per_key)
-            batch = Batch(demand.relation, demand.size, KeyState.DELIVERED)
-            insert_rows(transaction, batch, demand.key_ids, [places for _, places in pieces])
-            if retry is not None:
-                remember(transaction, retry, demand.key_ids)
-            named = zip(demand.key_ids, pieces, strict=True)
-            keys = [SealedKey(key_id, demand.size, parts) for key_id, (parts, _) in named]
-            transaction.append(claim_entry(entry, demand, keys))
-            return keys
+            clock = require_time(transaction)
+            claims = claims_now()
+            unlock(transaction, clock, claims[0].entry.actor)
+            outcomes = _drawn(transaction, [claim.demand for claim in claims])
+            for demand, _, retry in claims:
+                if retry is not None:
+                    remember(transaction, retry, demand.key_ids)
+            transaction.append_all(
+                [claim_entry(entry, demand, keys) for (demand, entry, _), keys in zip(claims, outcomes, strict=True)]
+            )
+            return outcomes
 
     def veins(self, peer: str, size: int) -> list[Vein]:
         """What can give keys of ``size`` bits on open links to ``peer`` now."""
@@ -94,6 +106,27 @@ class Blocks:
                 count_pools(transaction)  # the row may have been altered: it did not leave the pool it was in
                 transaction.append(entry.knowing(link=name.link_id, block=name.block_id))
             return frozen
+
+
+def _drawn(transaction: Transaction, demands: Sequence[Demand]) -> list[list[SealedKey]]:
+    """Keys for each of ``demands``, with their rows: those from the same peer and of one size are taken at once."""
+    wanted: Counter[tuple[str, int]] = Counter()
+    for demand in demands:
+        wanted[demand.peer, demand.size] += len(demand.key_ids)
+    sources = {kind: draw(transaction, *kind, count) for kind, count in wanted.items()}
+    rows: dict[tuple[Relation, int], tuple[list[UUID], list[Places]]] = defaultdict(lambda: ([], []))
+    outcomes = []
+    for demand in demands:
+        key_ids, places = rows[demand.relation, demand.size]
+        keys = []
+        for key_id, (parts, where) in zip(demand.key_ids, sources[demand.peer, demand.size], strict=False):
+            keys.append(SealedKey(key_id, demand.size, parts))
+            places.append(where)
+        key_ids += demand.key_ids
+        outcomes.append(keys)
+    for (relation, size), (key_ids, places) in rows.items():
+        insert_rows(transaction, Batch(relation, size, KeyState.DELIVERED), key_ids, places)
+    return outcomes
 
 
 def _take(transaction: Transaction, block: SealedBlock, state: BlockState, limit: int, entry: Entry) -> Outcome:

@@ -29,7 +29,7 @@ def vein_to(transaction: Transaction, demand: Demand) -> Vein:
     frozen = transaction.execute("SELECT link_id, why FROM link WHERE peer = ?", (demand.peer,)).fetchall()
     if frozen and all(why != OPEN for _, why in frozen):
         raise LinkFrozen(f"every link to {demand.peer} is frozen: {dict(frozen)}")
-    raise PoolShort(max((vein.keys for vein in veins), default=0), key_rate(transaction, demand))
+    raise PoolShort(max((vein.keys for vein in veins), default=0), key_rate(transaction, demand.peer, demand.size))
 
 
 def _require_in_touch(transaction: Transaction, link_id: str) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -85,12 +85,20 @@ class Transaction:
 
     def append(self, entry: Entry) -> LogRow:
         """Write ``entry`` as the next row of the audit log."""
+        return self.append_all([entry])[0]
+
+    def append_all(self, entries: Sequence[Entry]) -> list[LogRow]:
+        """Write ``entries`` as the next rows of the audit log."""
         seq, previous = self.head()
-        row = self._chain.extend(previous, seq + 1, self._clock(), entry)
-        self.execute("INSERT INTO log VALUES (?, ?, ?)", (row.seq, row.text, row.hash))
-        self._group.tail = (row.seq, row.hash)
+        now, rows = self._clock(), []
+        for entry in entries:
+            row = self._chain.extend(previous, seq + 1, now, entry)
+            seq, previous = row.seq, row.hash
+            rows.append(row)
+        self.executemany("INSERT INTO log VALUES (?, ?, ?)", [(row.seq, row.text, row.hash) for row in rows])
+        self._group.tail = (seq, previous)
         self.logged = True
-        return row
+        return rows
 
 
 def head_of(connection: sqlite3.Connection) -> tuple[int, bytes]:

@@ -163,7 +163,7 @@ class Epochs:
                 ).fetchone()
                 for seal in seals
             }
-        fresh = {seal: replace(seal, epoch=row[0], wrapped=row[1]) if row else seal for seal, row in now.items()}
+        fresh = {seal: seal._replace(epoch=row[0], wrapped=row[1]) if row else seal for seal, row in now.items()}
         return [replace(key, parts=tuple(replace(p, block=fresh[p.block]) for p in key.parts)) for key in keys]
 
     # The end ----------------------------------------------------------------------------------------

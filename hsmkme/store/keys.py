@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import sqlite3
 from collections import defaultdict
-from collections.abc import Sequence
-from itertools import compress
-from typing import Final
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain, compress
+from typing import Final, NamedTuple
 from uuid import UUID
 
 from hsmkme.errors import KeyNotHeld
 from hsmkme.model import Entry, HeldKey, Retry, SealedKey
 from hsmkme.states import KeyState
 from hsmkme.store.answers import remember
+from hsmkme.store.batches import Batches
 from hsmkme.store.database import Database, Transaction
 from hsmkme.store.rows import BARRED, CHUNK, KeyRow, parts_of, rows_of, rows_where, update_rows, void_rows
 from hsmkme.store.segments import Run, erase, runs_of
@@ -32,19 +33,34 @@ _COLLECT: Final = (
 )
 
 
+class _Collection(NamedTuple):
+    slave: str
+    key_ids: Sequence[UUID]
+    entry: Entry
+    retry: Retry | None
+    keep_seconds: int
+
+
 class Keys:
     """The keys that were claimed, and the tombstones of those that ended."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._looks = Batches(self._held)
+        self._collections = Batches(self._collect)
 
     def held(self, key_ids: Sequence[UUID]) -> dict[UUID, HeldKey]:
         """Those of ``key_ids`` that exist, with their sealed parts while they have any. Reads only."""
+        return self._looks.do(key_ids)
+
+    def _held(self, looks_now: Callable[[], Sequence[Sequence[UUID]]]) -> list[dict[UUID, HeldKey]]:
         with self._database.read() as connection:
-            rows = rows_of(connection, key_ids)
+            looks = looks_now()
+            rows = rows_of(connection, list(dict.fromkeys(chain.from_iterable(looks))))
             live = [row.collectable or _is_kept(connection, row) for row in rows]
             runs = runs_of(connection, [place for row in compress(rows, live) for place in row.places])
-        return {row.key_id: _held(row, runs if is_live else {}) for row, is_live in zip(rows, live, strict=True)}
+        held = {row.key_id: _held(row, runs if is_live else {}) for row, is_live in zip(rows, live, strict=True)}
+        return [{key_id: held[key_id] for key_id in key_ids if key_id in held} for key_ids in looks]
 
     def collect(
         self, slave: str, key_ids: Sequence[UUID], entry: Entry, retry: Retry | None = None, keep_seconds: int = 0
@@ -56,34 +72,23 @@ class Keys:
         row. All or none: raises `KeyNotHeld` if any was collected by this slave, or ended, or its block
         frozen, since it was looked up, or is not for this slave.
         """
+        self._collections.do(_Collection(slave, key_ids, entry, retry, keep_seconds))
+
+    def _collect(self, collections_now: Callable[[], Sequence[_Collection]]) -> list[None]:
         with self._database.write() as transaction:
             require_time(transaction)
-            rows = rows_of(transaction.connection, key_ids)
-            _refuse_barred(transaction, rows)
-            moved: dict[tuple[int, KeyState], list[KeyRow]] = defaultdict(list)
-            for row in rows:
-                moved[_collected(row, slave)].append(row)
-            done = sum(
-                update_rows(transaction, _COLLECT, [row.key_id for row in same], bit, state.value, bit)
-                for (bit, state), same in moved.items()
-            )
-            if done != len(key_ids):
-                raise KeyNotHeld("a key was collected or ended a moment ago")
-            consumed = [row for (_, state), same in moved.items() if state is KeyState.CONSUMED for row in same]
-            if keep_seconds:
-                due = transaction.now() + keep_seconds
-                kept = [(row.key_id.bytes, due) for row in consumed]
-                transaction.executemany("INSERT INTO erase_later VALUES (?, ?)", kept)
-            else:
-                erase(transaction, [place for row in consumed for place in row.places])
-            if retry is not None:
-                remember(transaction, retry, key_ids)
-            transaction.append(
-                entry.knowing(
-                    key_IDs=[str(key_id) for key_id in key_ids],
-                    consumed=len(consumed) == len(rows) or [str(row.key_id) for row in consumed],
-                )
-            )
+            collections = collections_now()
+            key_ids = [key_id for each in collections for key_id in each.key_ids]
+            rows = {row.key_id: row for row in rows_of(transaction.connection, key_ids)}
+            if len(rows) != len(key_ids):
+                raise KeyNotHeld("a key is not there, or is asked for twice at the same time")
+            _refuse_barred(transaction, rows.values())
+            consumed = _mark_collected(transaction, collections, rows)
+            for each in collections:
+                if each.retry is not None:
+                    remember(transaction, each.retry, each.key_ids)
+            transaction.append_all([_collected_entry(each, consumed) for each in collections])
+            return [None] * len(collections)
 
     def repeat(self, key_ids: Sequence[UUID], entry: Entry) -> None:
         """Note that keys are handed out once more to who had them. No key changes its state. Writes: audit row."""
@@ -203,11 +208,45 @@ def _held(row: KeyRow, runs: dict[int, Run]) -> HeldKey:
     return HeldKey(key, row.relation, state, collected, row.collectable)
 
 
-def _refuse_barred(transaction: Transaction, rows: Sequence[KeyRow]) -> None:
+def _refuse_barred(transaction: Transaction, rows: Iterable[KeyRow]) -> None:
     for block_pk in {place[0] for row in rows for place in row.places}:
         row = transaction.execute("SELECT state FROM block WHERE block_pk = ?", (block_pk,)).fetchone()
         if row is None or row[0] in BARRED:
             raise KeyNotHeld("a key is of a block that is frozen or revoked")
+
+
+def _mark_collected(
+    transaction: Transaction, collections: Sequence[_Collection], rows: Mapping[UUID, KeyRow]
+) -> set[UUID]:
+    """Note who has the keys now; erase those that all have whom they are for, now or later, and give those."""
+    moved: dict[tuple[int, KeyState], list[UUID]] = defaultdict(list)
+    consumed: set[UUID] = set()
+    for each in collections:
+        ended = []
+        for key_id in each.key_ids:
+            bit, state = _collected(rows[key_id], each.slave)
+            moved[bit, state].append(key_id)
+            if state is KeyState.CONSUMED:
+                ended.append(key_id)
+        consumed.update(ended)
+        if each.keep_seconds:
+            due = transaction.now() + each.keep_seconds
+            transaction.executemany("INSERT INTO erase_later VALUES (?, ?)", [(one.bytes, due) for one in ended])
+    for (bit, state), same in moved.items():
+        if update_rows(transaction, _COLLECT, same, bit, state.value, bit) != len(same):
+            raise KeyNotHeld("a key was collected or ended a moment ago")
+    at_once = [one for each in collections if not each.keep_seconds for one in each.key_ids if one in consumed]
+    erase(transaction, [place for key_id in at_once for place in rows[key_id].places])
+    return consumed
+
+
+def _collected_entry(collection: _Collection, consumed: set[UUID]) -> Entry:
+    """What the log says of it; ``consumed`` is true when all of its keys are."""
+    key_ids = collection.key_ids
+    ended = [str(key_id) for key_id in key_ids if key_id in consumed]
+    return collection.entry.knowing(
+        key_IDs=[str(key_id) for key_id in key_ids], consumed=len(ended) == len(key_ids) or ended
+    )
 
 
 def _collected(row: KeyRow, slave: str) -> tuple[int, KeyState]:

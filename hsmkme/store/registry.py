@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -12,6 +12,7 @@ import sqlite_utils
 
 from hsmkme.errors import StoreError
 from hsmkme.model import Entry, Link, Sae
+from hsmkme.store.batches import Batches
 from hsmkme.store.database import Database
 from hsmkme.store.links import new_incarnation
 
@@ -47,17 +48,22 @@ class Registry:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._latest = Known(version=0)
+        self._looks: Batches[None, Known] = Batches(self._look)
 
     def known(self) -> Known:
         """The registry as it is now. Read again only when its version is another: what any process changed, a
-        revocation above all, is seen by the next request of every other."""
+        revocation above all, is seen by the next request of every other. Those that ask at once ask together."""
+        return self._looks.do(None)
+
+    def _look(self, looks_now: Callable[[], Sequence[None]]) -> list[Known]:
+        asked = len(looks_now())
         row = self._database.ask("SELECT version FROM registry")
         if row is None:
             raise StoreError("the store does not say which version its registry has: nobody can be admitted")
         if row[0] != self._latest.version:
             with self._database.read() as connection:
                 self._latest = _read(connection)
-        return self._latest
+        return [self._latest] * asked
 
     def add_sae(self, sae_id: str, kme_id: str, entry: Entry) -> bool:
         """Register an SAE; False if it is already registered so. Raises `StoreError` if at another KME."""

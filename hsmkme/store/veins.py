@@ -80,25 +80,26 @@ def _aged(connection: sqlite3.Connection, link_id: str, key_bits: int, oldest: i
     return int(connection.execute(AGED, values).fetchone()[0])
 
 
-def enough(transaction: Transaction, demand: Demand) -> Iterator[Vein]:
-    """The veins to draw on, the least wasteful first; raises `PoolShort` if they cannot give all together."""
-    veins = veins_of(transaction.connection, demand.peer, demand.size, transaction.now())
-    available, wanted = sum(vein.keys for vein in veins), len(demand.key_ids)
+def draw(transaction: Transaction, peer: str, size: int, wanted: int) -> Iterator[tuple[tuple[Part, ...], Places]]:
+    """Take ``wanted`` keys of ``size`` bits from links to ``peer``, the least wasteful veins first: the parts of each,
+    and where they are. Raises `PoolShort` if all veins together cannot give them."""
+    veins = veins_of(transaction.connection, peer, size, transaction.now())
+    available = sum(vein.keys for vein in veins)
     if available < wanted:
-        raise PoolShort(available, key_rate(transaction, demand))
+        raise PoolShort(available, key_rate(transaction, peer, size))
     for vein in veins:
-        if wanted > 0 and vein.keys:
-            yield vein
-            wanted -= vein.keys
+        keys = min(wanted, vein.keys)
+        yield from cut(take(transaction, vein, keys * vein.per_key), vein.per_key)
+        wanted -= keys
 
 
-def key_rate(transaction: Transaction, demand: Demand) -> float:
-    """Keys of the size wanted per second that links to the peer received lately; 0.0 when nothing can be said."""
-    links = transaction.execute("SELECT link_id FROM link WHERE peer = ?", (demand.peer,)).fetchall()
+def key_rate(transaction: Transaction, peer: str, size: int) -> float:
+    """Keys of ``size`` bits per second that links to ``peer`` received lately; 0.0 when nothing can be said."""
+    links = transaction.execute("SELECT link_id FROM link WHERE peer = ?", (peer,)).fetchall()
     latest = [row for (link,) in links for row in transaction.execute(_LATEST, (link, _RATE_WINDOW)).fetchall()]
     if len(latest) < 2:
         return 0.0
-    keys = sum(key_count / -(-demand.size // key_bits) for _, key_count, key_bits in latest)
+    keys = sum(key_count / -(-size // key_bits) for _, key_count, key_bits in latest)
     return float(keys / max(transaction.now() - min(row[0] for row in latest), 1))
 
 
