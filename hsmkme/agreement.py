@@ -76,15 +76,16 @@ class Agreement:
         self._sleep = sleep
 
     def release(self, demand: Demand, actor: str, retry: Retry | None = None) -> list[OpenKey]:
-        """Keys for the master of ``demand``: agreed before, or, always where some must be carried, agreed now.
+        """Keys for the master of ``demand``: agreed before, or, always where some must be carried or be fresh, now.
 
         Raises `PoolShort`, `LinkFrozen`, or another `PeerError`; then nothing was delivered.
         """
-        keys = None if demand.further else self._custody.deliver(demand, actor, retry)
+        now = demand.further or demand.fresh
+        keys = None if now else self._custody.deliver(demand, actor, retry)
         if keys is not None:
             return keys
         with self._relation(demand), self._turns(demand):
-            keys = None if demand.further else self._custody.deliver(demand, actor, retry)
+            keys = None if now else self._custody.deliver(demand, actor, retry)
             return keys or self._agreed_now(demand, actor, retry)
 
     def _agreed_now(self, demand: Demand, actor: str, retry: Retry | None) -> list[OpenKey]:

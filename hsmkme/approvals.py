@@ -176,6 +176,8 @@ class Approvals:
                 " its store: ask for a new one",
                 rule="APPROVAL-ACT-1",
             )
+        if not self._store.timekeeping.state().is_believed:
+            raise ApprovalRefused("the clock is not believed: see `hsmkme clock show`", rule="APPROVAL-TIME-1")
         left = request.until - self._clock()
         if not 0 < left <= MOST_SECONDS:
             said_so = "expired" if left <= 0 else "is good for too long"

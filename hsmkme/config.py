@@ -218,7 +218,7 @@ class Config(_Section):
     @property
     def links(self) -> list[Link]:
         """The configured links."""
-        return [Link(link.id, link.peer, link.key_bits) for link in self.link]
+        return [Link(link.id, link.peer, link.key_bits, link.ttl_seconds) for link in self.link]
 
     def link_named(self, link_id: str) -> Link:
         """The configured link ``link_id``; raises `ConfigRefused` naming those that exist."""

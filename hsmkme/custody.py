@@ -96,8 +96,8 @@ class Custody:
 
         def keep(sealed: Sequence[SealedBlock]) -> list[Outcome]:
             told = [
-                replace(made, tag=tag, mine=made.seal.name not in theirs)
-                for made, tag in zip(sealed, tags, strict=True)
+                replace(made, tag=tag, mine=made.seal.name not in theirs, not_before=block.not_before)
+                for made, tag, block in zip(sealed, tags, blocks, strict=True)
             ]
             return self._store.blocks.deposit(told, state, limit, entry)
 
@@ -246,7 +246,7 @@ class Custody:
         Durable writes: one commit with the audit row, before they are handed out. No key changes its state.
         """
         opened = self._epochs.open(keys)
-        self._store.log.append(Entry("key.repeat", actor, {"key_IDs": [str(key.key_id) for key in keys]}))
+        self._store.keys.repeat([key.key_id for key in keys], Entry("key.repeat", actor))
         return opened
 
     def _burn(self, keys: Sequence[SealedKey], error: TokenError) -> None:

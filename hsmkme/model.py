@@ -80,11 +80,14 @@ class BlockName(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class RawBlock:
-    """A block as a device gives it: ``material`` holds ``key_count`` keys of ``key_bits`` each, in order."""
+    """A block as a device gives it: ``material`` holds ``key_count`` keys of ``key_bits`` each, in order.
+
+    No key of it is released ``not_before`` a time; 0: at once."""
 
     name: BlockName
     key_bits: int
     material: KeyMaterial
+    not_before: int = 0
 
     @property
     def key_count(self) -> int:
@@ -114,6 +117,7 @@ class SealedBlock:
     digest: bytes = field(repr=False)
     tag: bytes | None = None
     mine: bool = True
+    not_before: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +183,7 @@ class Demand:
     """A claim: ``len(key_ids)`` keys of ``size`` bits for ``relation`` from links to the KME ``peer``.
 
     ``elsewhere`` are the slaves that other KMEs serve: the peer, and those ``further`` ones, to which the same keys
-    are carried.
+    are carried. ``fresh``: keys of the relation do not live long, so none is made ahead of need.
     """
 
     relation: Relation
@@ -188,6 +192,7 @@ class Demand:
     key_ids: tuple[UUID, ...]
     elsewhere: frozenset[str] = frozenset()
     further: tuple[str, ...] = ()
+    fresh: bool = False
 
     @property
     def due(self) -> int:
@@ -231,11 +236,14 @@ class Sae:
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """A QKD link to the KME ``peer``; a local link when that is this KME. ``key_bits`` is the default."""
+    """A QKD link to the KME ``peer``; a local link when that is this KME. ``key_bits`` is the default.
+
+    What nobody claimed of a block ends ``ttl_seconds`` after its deposit; 0: never."""
 
     link_id: str
     peer: str
     key_bits: int = 256
+    ttl_seconds: int = 0
 
 
 @dataclass(frozen=True, slots=True)

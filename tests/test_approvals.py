@@ -33,7 +33,7 @@ from hsmkme.errors import ApprovalRefused, ConfigRefused
 from hsmkme.model import Entry, Lineage
 from hsmkme.officers import NAMESPACE, Officers, Operation, Request, SignedRequest
 from hsmkme.sshsig import private_key, public_key, sign, verified
-from hsmkme.store import Approval, Store
+from hsmkme.store import Approval, Steady, Store
 from tests.conftest import FakeClock
 from tests.processes import Done
 from tests.sites import Site, make_site
@@ -199,6 +199,16 @@ def test_an_approval_ends(board: Board) -> None:
     board.refused("APPROVAL-TIME-1", "the approval expired", file)
     with pytest.raises(ApprovalRefused, match="the approval expired"):
         board.approvals().sign(SignedRequest.read(file), board.keys["dave"])
+
+
+def test_no_approval_counts_by_a_clock_that_is_not_believed(board: Board) -> None:
+    """One that expired would be good again."""
+    file = board.approved()
+    board.store.timekeeping.look(Steady("boot", board.clock.now), "upkeep")
+    board.clock.now -= 3600
+    board.refused("APPROVAL-TIME-1", "the clock is not believed: see `hsmkme clock show`", file)
+    board.clock.now += 3600
+    board.approvals().checked(SHRED, "3", [file], "operator:test")
 
 
 @pytest.mark.parametrize("seconds", [0, -1, MOST_SECONDS + 1])

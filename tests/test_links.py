@@ -318,6 +318,21 @@ def test_it_is_for_the_restored_end_to_reconcile(site: Site, clock: FakeClock) -
     store.close()
 
 
+@pytest.mark.parametrize("why", [OPEN, OPERATOR, STARTING, PEER_RESTORED])
+def test_keys_are_given_up_only_where_this_store_is_an_old_copy(site: Site, clock: FakeClock, why: str) -> None:
+    store = site.open_store(clock)
+    store.links.freeze("far", why, BY)
+    result = run(site, "link", "give-up", "far", "--yes")
+    assert result.exit_code == 1
+    assert "nothing is to be given up while the link is" in result.output
+    store.links.freeze("far", RESTORED, BY)
+    result = run(site, "link", "give-up", "far")
+    assert result.exit_code == 2
+    assert "say --yes" in result.output
+    assert store.links.state("far").why == RESTORED
+    store.close()
+
+
 def test_a_peer_that_was_never_in_touch_is_listed(site: Site) -> None:
     (peer,) = json.loads(run(site, "peer", "list", "--json").output)
     assert (peer["peer"], peer["links"], peer["last_contact_seconds"]) == ("kme-2", ["far"], None)

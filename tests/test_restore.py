@@ -22,7 +22,7 @@ from hsmkme.identifiers import KeyIds
 from hsmkme.model import BlockName, Demand, KeyMaterial, Lineage, OpenKey, RawBlock, Relation
 from hsmkme.states import BlockState
 from hsmkme.store import Store
-from hsmkme.store.reconciling import KEYS_OF_BLOCKS
+from hsmkme.store.ending import KEYS_OF_BLOCKS
 from hsmkme.upkeep import Upkeep
 from tests.conftest import PIN, FakeClock
 from tests.sites import Site, make_site

@@ -38,6 +38,7 @@ _MODULES: Final = {
     "upkeep": "operate",
     "deposit": "deposit",
     "simulate": "deposit",
+    "clock": "clock",
     "sae": "registry",
     "pair": "registry",
     "link": "links",

@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 from hsmkme import bootstrap, verify
+from hsmkme.bootstrap import Parts
 from hsmkme.cli.shared import JSON_OPTION, config_path, console, load_config, show, with_config
 from hsmkme.errors import AuditBroken, HsmkmeError
 
@@ -26,11 +27,8 @@ def audit() -> None:
 def audit_verify(config: str | None, as_json: bool) -> None:
     """Check every row, every seal, and that nothing is missing. Exit status 1 names the first bad row."""
     parts = bootstrap.open_parts(config_path(config))
-    key = load_pem_public_key(parts.custody.logbook.public_key())
-    if not isinstance(key, ec.EllipticCurvePublicKey):
-        raise AuditBroken("the audit key is not an EC key", 0)
     try:
-        report = verify.verify(parts.custody.logbook.export(parts.config.kme_id), key)
+        report = verify.verify(parts.custody.logbook.export(parts.config.kme_id), signing_key(parts))
     except verify.BrokenError as error:
         raise AuditBroken(str(error).partition(": ")[2], error.row) from error
     if as_json:
@@ -96,3 +94,11 @@ def _facts(facts: dict[str, object]) -> str:
         long = isinstance(value, list) and len(value) > 2
         parts.append(f"{name}={len(value)} of them" if long else f"{name}={value}")  # type: ignore[arg-type]
     return "  ".join(parts)
+
+
+def signing_key(parts: Parts) -> ec.EllipticCurvePublicKey:
+    """The public half of the key that signs the log."""
+    key = load_pem_public_key(parts.custody.logbook.public_key())
+    if not isinstance(key, ec.EllipticCurvePublicKey):
+        raise AuditBroken("the audit key is not an EC key", 0)
+    return key

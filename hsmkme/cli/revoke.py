@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
+from datetime import datetime
 
 import click
 from rich.progress import Progress, TextColumn
 
 from hsmkme import bootstrap
 from hsmkme.cli.epoch import opened
-from hsmkme.cli.shared import JSON_OPTION, console, load_config, operator, show, with_config
+from hsmkme.cli.shared import JSON_OPTION, MOMENT, console, load_config, operator, seconds, show, with_config
 from hsmkme.errors import StoreError
 from hsmkme.messages.bodies import REASON_MOST
 from hsmkme.revocation import Outcome, Revocation
 from hsmkme.store import Scope, Store
 
-_MOMENT = click.DateTime(["%Y-%m-%dT%H:%M:%SZ", "%Y-%m-%dT%H:%MZ", "%Y-%m-%d"])
-
 
 @click.command()
 @click.option("--link", metavar="LINK", help="Blocks of this link, all of them or those deposited in a time.")
-@click.option("--from", "since", type=_MOMENT, help="With --link: deposited then or later, UTC.")
-@click.option("--to", "until", type=_MOMENT, help="With --link: deposited then or before, UTC.")
+@click.option("--from", "since", type=MOMENT, help="With --link: deposited then or later, UTC.")
+@click.option("--to", "until", type=MOMENT, help="With --link: deposited then or before, UTC.")
 @click.option("--block", metavar="ID", help="One block; with --link if several links have one of that name.")
 @click.option("--sae", "sae_id", metavar="SAE_ID", help="An SAE: its requests are refused, its undelivered keys burnt.")
 @click.option("--epoch", type=int, help="A master key: every block that was ever under it, and the key itself.")
@@ -72,11 +70,7 @@ def _scope(store: Store, link: str | None, block: str | None, since: datetime | 
     links = sorted({name for name, _ in store.revoking.blocks(Scope(link_id=link, block_id=block))})
     if block is not None and len(links) > 1:
         raise StoreError(f"the links {', '.join(links)} have a block {block}: name one with --link")
-    return Scope(link, block, _seconds(since, 0), _seconds(until, 2**62))
-
-
-def _seconds(moment: datetime | None, otherwise: int) -> int:
-    return otherwise if moment is None else int(moment.replace(tzinfo=UTC).timestamp())
+    return Scope(link, block, seconds(since, 0), seconds(until, 2**62))
 
 
 def _tell(outcome: Outcome, *, as_json: bool) -> None:

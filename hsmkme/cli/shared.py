@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -31,6 +32,9 @@ CONFIG_OPTION = click.option(
     metavar="FILE",
     help="The configuration file. Default: $HSMKME_CONFIG, or hsmkme.toml here.",
 )
+MOMENT = click.DateTime(["%Y-%m-%dT%H:%M:%SZ", "%Y-%m-%dT%H:%MZ", "%Y-%m-%d"])
+"""A time of day, UTC."""
+
 JSON_OPTION = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
@@ -56,6 +60,16 @@ def config_path(given: str | None) -> Path:
 def load_config(given: str | None) -> Config:
     """The configuration that is meant."""
     return configuration.load(config_path(given))
+
+
+def seconds(given: datetime | None, otherwise: int) -> int:
+    """A `MOMENT` in seconds since the epoch; ``otherwise`` for none."""
+    return otherwise if given is None else int(given.replace(tzinfo=UTC).timestamp())
+
+
+def moment(seconds: int) -> str:
+    """Seconds since the epoch as a `MOMENT`."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def operator() -> str:

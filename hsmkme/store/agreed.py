@@ -18,11 +18,12 @@ from hsmkme.states import KeyState
 from hsmkme.store.answers import remember
 from hsmkme.store.claims import assign_of, claimed, vein_to
 from hsmkme.store.database import Database, Transaction
-from hsmkme.store.inbox import revoke
+from hsmkme.store.ending import revoke
 from hsmkme.store.outbox import Draft, numbered, require_open
 from hsmkme.store.pads import Pads, claim_pads, use_up
 from hsmkme.store.rows import KeyRow, parts_of, relation_id, rows_of, rows_where, update_rows, void_rows
 from hsmkme.store.segments import runs_of
+from hsmkme.store.timekeeping import require_time
 from hsmkme.store.veins import claim_entry
 
 DEPTH_MOST: Final = 256
@@ -88,6 +89,7 @@ class Agreed:
             rows = _drawable(transaction, demand)
             if len(rows) < len(demand.key_ids):
                 return None
+            require_time(transaction)
             keys = _sealed(transaction, rows)
             _delivered(transaction, demand, keys, entry, retry)
             return keys
@@ -101,6 +103,7 @@ class Agreed:
         """
         wanted = len(demand.key_ids)
         with self._database.write() as transaction:
+            require_time(transaction)
             relation = relation_id(transaction, demand.relation)
             vein = vein_to(transaction, demand)
             ahead = new_ids(min(_depth(transaction, relation, demand), vein.keys - wanted))
@@ -219,9 +222,9 @@ def _depth(transaction: Transaction, relation: int, demand: Demand) -> int:
     """How many keys to agree on ahead of need: twice as many as before while the relation keeps coming back.
 
     None while another request waits for an answer to an offer for the same relation, and none that would have to be
-    carried.
+    carried, or would be old when it is drawn.
     """
-    if demand.further:
+    if demand.further or demand.fresh:
         return 0
     now = transaction.now()
     waits = transaction.execute(
