@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 from uuid import uuid4
 
 from hsmkme.hsm import Token
-from hsmkme.model import BlockSeal, Part, SealedBlock, SealedKey, segment_bytes
+from hsmkme.model import Part, SealedBlock, SealedKey, segment_bytes
 
 
 def part_of(sealed: SealedBlock, first: int = 0, count: int | None = None) -> Part:
@@ -21,10 +22,9 @@ def key_of(*parts: Part, size: int | None = None) -> SealedKey:
     return SealedKey(uuid4(), size or sum(part.count * part.block.key_bits for part in parts), parts)
 
 
-def altered(part: Part, **seal: object) -> Part:
+def altered(part: Part, **seal: Any) -> Part:
     """The part with other fields in its block's seal."""
-    changed: BlockSeal = replace(part.block, **seal)  # type: ignore[arg-type]
-    return replace(part, block=changed)
+    return replace(part, block=part.block._replace(**seal))
 
 
 def flipped(blob: bytes, position: int, mask: int = 0x01) -> bytes:
