@@ -124,6 +124,10 @@ class Custody:
         keys = self._sound(lambda: self._store.agreed.deliver(demand, entry, retry))
         return None if keys is None else self._open_or_burn(keys)
 
+    def is_agreeing(self, demand: Demand) -> bool:
+        """Whether another request, of any process, agrees on keys of this relation now."""
+        return self._store.agreed.is_agreeing(demand)
+
     def offer(self, demand: Demand, new_ids: NewIds, actor: str) -> Offer:
         """Claim keys that the peer is to confirm, and pads for them if there are further peers.
 
