@@ -558,7 +558,7 @@ def test_a_key_file_that_others_may_read_or_that_is_no_key_is_refused(site: Site
     shutil.copy(site.directory / "alice.pub", site.directory / "wrong")
     (site.directory / "wrong").chmod(0o600)
     done = approve(site, *ask, site.directory / "wrong")
-    assert (done.status, "has no Ed25519 private key" in done.err) == (1, True)
+    assert (done.status, "holds no private key of OpenSSH or PEM" in done.err) == (1, True)
     assert not (site.directory / "file").exists()
 
 
