@@ -82,7 +82,8 @@ def approve_show(files: tuple[Path, ...], config: str | None, as_json: bool) -> 
 def approve_adopt(files: tuple[Path, ...], config: str | None) -> None:
     """Put [approvals] of the configuration in force. To lower it, FILES approve `policy.lower`."""
     policy = _approvals(config).adopt(files, operator())
-    click.echo(f"in force: {policy.needed} besides who asks, of {', '.join(policy.keys)}")
+    who = f"{policy.needed} besides who asks, of {', '.join(policy.keys)}" if policy.needed else "nobody has to approve"
+    click.echo(f"in force: {who}")
 
 
 def _approvals(config: str | None) -> Approvals:

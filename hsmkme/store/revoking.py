@@ -32,26 +32,31 @@ _ENDED: Final = (KeyState.CONSUMED, KeyState.VOID)
 @dataclass(frozen=True, slots=True)
 class Scope:
     """Which blocks are meant: those of a link, or of all; of one name; deposited from ``since`` to ``until`` (seconds
-    since the epoch); whose keys were ever wrapped under ``epoch``."""
+    since the epoch); whose keys were ever wrapped under ``epoch``; live ones that are ``under`` one now."""
 
     link_id: str | None = None
     block_id: str | None = None
     since: int = 0
     until: int = 2**62
     epoch: int | None = None
+    under: int | None = None
 
     @property
     def where(self) -> str:
         """The condition, with the names of its parameters."""
-        of = {"link_id = :link": self.link_id, "block_id = :block": self.block_id}
-        under = [":epoch BETWEEN first_epoch AND epoch"] if self.epoch is not None else []
-        return " AND ".join([*(text for text, value in of.items() if value is not None), *under, _TIMES])
+        of = {
+            "link_id = :link": self.link_id,
+            "block_id = :block": self.block_id,
+            ":epoch BETWEEN first_epoch AND epoch": self.epoch,
+            "epoch = :under AND state <> 'retired'": self.under,
+        }
+        return " AND ".join([*(text for text, value in of.items() if value is not None), _TIMES])
 
     @property
     def values(self) -> dict[str, object]:
         """The parameters."""
         times = {"since": self.since, "until": self.until}
-        return {"link": self.link_id, "block": self.block_id, "epoch": self.epoch, **times}
+        return {"link": self.link_id, "block": self.block_id, "epoch": self.epoch, "under": self.under, **times}
 
 
 _TIMES: Final = "deposited_at BETWEEN :since AND :until"
