@@ -63,7 +63,8 @@ def _delivered(case: Case, number: int = 0) -> Key:
     """A key that its master has and a slave collected, of a block that did not end."""
     has = {key_id for key_id, _, _ in case.clients.collected}
     keys = (case.keys[key_id] for key_id, _, _ in case.clients.fetched if key_id in has)
-    return [key for key in keys if not any((s.link, s.block) in case.ended_blocks for s in key.segments)][number]
+    live = [key for key in keys if not any((s.link, s.block) in case.ended_blocks for s in key.segments)]
+    return [key for key in live if not case.gone_with_a_store(key, case.kmes)][number]
 
 
 def _another_relation(case: Case) -> Key:
@@ -174,8 +175,10 @@ def test_the_auditor_misses_a_deposited_key_that_is_nowhere(aftermath: Aftermath
     assert {f"{s.link}/{s.block}/{s.number}" for s in key.segments} <= lost
 
 
-def test_the_auditor_wants_a_reason_for_an_alarm(aftermath: Aftermath) -> None:
+@pytest.mark.parametrize("event", ["alarm.block-mismatch", "alarm.keys-lost"])
+def test_the_auditor_wants_a_reason_for_an_alarm(aftermath: Aftermath, event: str) -> None:
     case = Case(aftermath.evidence)
     row = next(case.rows())
-    case.alarms.append(replace(row, facts={**row.facts, "event": "alarm.block-mismatch"}))
-    assert [finding.what for finding in checks.alarms_have_a_reason(case)] == [f"{row.kme} raised alarm.block-mismatch"]
+    facts = {**row.facts, "event": event, "key_IDs": [_delivered(case).key_id]}
+    case.alarms.append(replace(row, facts=facts))
+    assert [finding.what for finding in checks.alarms_have_a_reason(case)] == [f"{row.kme} raised {event}"]

@@ -87,6 +87,9 @@ class Case:
         self.deposits: dict[tuple[str, str], dict[str, int]] = defaultdict(dict)
         """Link and block to how many keys each KME says were deposited."""
         self.ended_blocks: set[tuple[str, str]] = set()
+        self._kept: set[tuple[str, str, str]] = set()
+        self._only_replaced: set[tuple[str, str, str]] = set()
+        """KME, link and block of every deposit that is still logged, and of those logged by a replaced store alone."""
         self.given_up: set[Segment] = set()
         """Segments that a reconciliation gave up, as the log names them."""
         self.alarms: list[Row] = []
@@ -140,6 +143,11 @@ class Case:
             return Outcome("void", by_restore=True)
         return None
 
+    def gone_with_a_store(self, key: Key, kmes: Iterable[str]) -> bool:
+        """Whether a block of ``key`` came to one of ``kmes`` after the copy that its store was replaced by was made."""
+        places = {(kme, s.link, s.block) for kme in kmes for s in key.segments}
+        return bool(places & (self._only_replaced - self._kept))
+
     def name_of(self, kme: str, link: str) -> str:
         return f"{kme} {link}" if link == LOCAL else link
 
@@ -154,7 +162,9 @@ class Case:
     def _read(self, row: Row) -> None:
         facts, kme = row.facts, row.kme
         if row.event == "block.deposit":
-            self.deposits[self.name_of(kme, facts["link"]), facts["block"]][kme] = facts["keys"]
+            link = self.name_of(kme, facts["link"])
+            self.deposits[link, facts["block"]][kme] = facts["keys"]
+            (self._only_replaced if row.lost else self._kept).add((kme, link, facts["block"]))
         elif row.event == "block.revoke":
             self.ended_blocks |= {(self.name_of(kme, facts["link"]), block) for block in facts["blocks"]}
         elif row.event == "block.expire":

@@ -144,7 +144,8 @@ def _ended_at(case: Case, key: Key, kme: str) -> bool:
     blocks = {(segment.link, segment.block) for segment in key.segments}
     forgotten = kme in case.restored and case.state(kme, key) is None
     local = any(link.endswith(f" {LOCAL}") for link, _ in blocks)
-    return kme in key.void_at or bool(blocks & case.ended_blocks) or (forgotten and local)
+    gone = local or case.gone_with_a_store(key, [kme])
+    return kme in key.void_at or bool(blocks & case.ended_blocks) or (forgotten and gone)
 
 
 def every_deposited_key_is_somewhere(case: Case) -> Iterator[Finding]:
@@ -209,7 +210,10 @@ def a_restore_gave_up_what_the_log_says(case: Case) -> Iterator[Finding]:
 
 
 def alarms_have_a_reason(case: Case) -> Iterator[Finding]:
-    """None, but for a restore, and none of those after the restored end is reconciled."""
+    """None, but for a restore, and none of those after the restored end is reconciled.
+
+    Of keys that the peer of a restored end says are lost, each must be of a block that only the replaced store had.
+    """
     reconciled = min(
         (row.facts["at"] for row in case.rows() if row.event == "link.open" and row.facts["was"] == "restored"),
         default="",
@@ -218,6 +222,10 @@ def alarms_have_a_reason(case: Case) -> Iterator[Finding]:
     for row in case.alarms:
         if case.restored and row.event in RESTORE_ALARMS and row.facts["at"] <= reconciled:
             continue
+        if row.event == "alarm.keys-lost":
+            lost = [case.keys.get(key_id) for key_id in row.key_ids]
+            if lost and all(key is not None and case.gone_with_a_store(key, case.restored) for key in lost):
+                continue
         facts = {name: value for name, value in row.facts.items() if name not in ("seq", "event", "at")}
         by_kind[f"{row.kme} raised {row.event}"].append(f"row {row.facts['seq']} at {row.facts['at']}: {facts}")
     for what, rows in by_kind.items():
