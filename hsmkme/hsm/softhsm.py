@@ -41,7 +41,7 @@ def forget_openssl_errors() -> None:
 
 def mend_token_files(conf: Path) -> None:
     """Copy, fill from its copy or remove the file of every token under the token directory that ``conf`` names."""
-    for file in [directory / _FILE for directory in token_directory(conf).glob("*/")]:
+    for file in token_directory(conf).glob(f"*/{_FILE}"):
         try:
             if not _removed(file):
                 _mend(file, file.with_name(_COPY))
@@ -60,10 +60,8 @@ def token_directory(conf: Path) -> Path:
 
 def _removed(file: Path) -> bool:
     """Remove the token of this file if its initialisation did not come as far as the SO PIN."""
-    files = [*file.parent.iterdir()]
-    if not files or not _UNBORN.issuperset(path.name for path in files):
-        return False
-    if file.exists() and _SO_PIN in file.read_bytes():
+    content, files = file.read_bytes(), [*file.parent.iterdir()]
+    if not content or _SO_PIN in content or not _UNBORN.issuperset(path.name for path in files):
         return False
     for path in files:
         path.unlink()
@@ -73,7 +71,7 @@ def _removed(file: Path) -> bool:
 
 
 def _mend(file: Path, copy: Path) -> None:
-    content, kept = (path.read_bytes() if path.exists() else b"" for path in (file, copy))
+    content, kept = file.read_bytes(), copy.read_bytes() if copy.exists() else b""
     if content and content != kept:
         _replace(copy, content, file.stat())
     elif kept and not content:

@@ -36,7 +36,7 @@ def has(*labels: str) -> Callable[[Hall], None]:
     def check(hall: Hall) -> None:
         audit = ["audit"] if "audit" in labels else []  # two objects
         assert [label for label in hall.all_labels() if not label.startswith(NOTE)] == sorted([*labels, *audit])
-        assert hall.tokens() == 1
+        (_,) = (file for file in hall.home.glob("tokens/*/token.object") if file.stat().st_size)
 
     return check
 
