@@ -104,8 +104,7 @@ def open_token(config: Config) -> Token:
 
 def approvals(config: Config, store: Store) -> Approvals:
     """Who judges whether officers approved a destructive act."""
-    configured = None if config.approvals is None else Officers.configured(config.approvals)
-    return Approvals(configured, store, config.kme_id, time.time)
+    return Approvals(Officers.configured(config), store, config.kme_id, time.time)
 
 
 def begin(config: Config, *, void: bool) -> None:
@@ -115,6 +114,7 @@ def begin(config: Config, *, void: bool) -> None:
     """
     store = open_store(config)
     store.timekeeping.look(steady(), "start")
+    approvals(config, store).require_kept()
     begin_on(store, config, void=void)
     store.close()
 
@@ -146,6 +146,7 @@ def open_parts(path: Path) -> Parts:
     config = configuration.load(path)
     log.info("configuration %s SHA-256 %s", path, configuration.digest(path))
     store = open_store(config)
+    approvals(config, store).require_kept()
     store.registry.admit_links(config.links, Entry("link.admit", "config"))
     token = open_token(config)
     try:

@@ -31,6 +31,7 @@ from hsmkme.model import (
     SealedBlock,
     SealedKey,
 )
+from hsmkme.restoring import require_latest
 from hsmkme.states import BlockState
 from hsmkme.store import Draft, NewIds, Offer, Outcome, Pads, Receipt, Store, carried_name
 
@@ -54,7 +55,7 @@ class Custody:
                 token.anchored()  # a token that lost sight of everything blames no row
                 self._alarm_of_epochs(str(fault))
             raise
-        self._check_lineage()
+        require_latest(token, store)
 
     def _alarm_of_epochs(self, reason: str) -> None:
         """Record that the store's epochs are not the token's, once however often somebody starts."""
@@ -66,14 +67,6 @@ class Custody:
         """Log what ceremonies did on this token since somebody looked last; the first one begins epoch 1."""
         for note in self._token.notes():
             self._store.ceremonies.admit(note, Entry("ceremony.held", "custody"))
-
-    def _check_lineage(self) -> None:
-        """Deliver nothing anew that was delivered since a copy was made, if this store is that copy."""
-        remembered = self._token.anchored()
-        if not self._store.lineage.now().is_older_than(remembered):
-            return
-        if self._store.lineage.give_up(remembered, Entry("alarm.store-restored", "custody")):
-            log.error("ALARM this store is an old copy: keys that may have been delivered since were given up")
 
     def deposit(
         self,

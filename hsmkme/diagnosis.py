@@ -81,8 +81,7 @@ def _token_and_store(config: Config) -> Iterator[str]:
         for link in config.links:
             yield from _attempt("store", partial(_link, store[0], link))
         yield from _attempt("clock", partial(_clock, store[0]))
-        if config.approvals:
-            yield from _attempt("approvals", lambda: bootstrap.approvals(config, store[0]).in_force())
+        yield from _attempt("approvals", lambda: bootstrap.approvals(config, store[0]).in_force())
     yield from _attempt("token", bootstrap.pin_source(config.token.pin_file))
     yield from _attempt("token", lambda: token.append(bootstrap.open_token(config)))
     if token:

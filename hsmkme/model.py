@@ -248,18 +248,13 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class Lineage:
-    """Which store it is (16 bytes), how often it was replaced by an old copy of itself, and the rows of its log."""
+    """Which store it is (16 bytes), how often it was replaced by an old copy of itself, the rows of its log, and the
+    hash of the last (32 bytes; zeros: unknown)."""
 
     store_id: bytes
     generation: int
     log_rows: int
-
-    def is_older_than(self, remembered: Lineage) -> bool:
-        """Whether this is an old copy of the store that is remembered."""
-        return self.store_id == remembered.store_id and (
-            self.generation < remembered.generation
-            or (self.generation == remembered.generation and self.log_rows < remembered.log_rows)
-        )
+    log_hash: bytes = bytes(32)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from uuid import UUID
 from hsmkme.errors import StoreError
 from hsmkme.model import Entry, Relation
 from hsmkme.rotation import Rotation
+from hsmkme.states import EpochState
 from hsmkme.store import Scope, Store
 
 Ended = Callable[[int], object]
@@ -70,8 +71,19 @@ class Revocation:
         Order of what is durable: the epoch compromised, another one active if need be; then as for blocks and `shred`.
         """
         rotation.compromise(number, because=self._reason)
-        scope = self._store.revoking.ever_under(number)
-        outcome = self.blocks(scope, ended) if scope.numbers else Outcome(0, 0, {})
+        return self._end_epoch(number, self._store.revoking.ever_under(number), rotation, ended)
+
+    def shred(self, number: int, rotation: Rotation, ended: Ended = lambda _: None) -> Outcome:
+        """Revoke every live block that is under an epoch, and destroy its master key, before what is there is moved.
+
+        Order of what is durable: another epoch active if need be; then as for blocks and `Rotation.shred`.
+        """
+        if self._store.epochs.one(number).state is EpochState.ACTIVE:
+            rotation.rotate(because=self._reason)
+        return self._end_epoch(number, Scope(under=number), rotation, ended)
+
+    def _end_epoch(self, number: int, scope: Scope, rotation: Rotation, ended: Ended) -> Outcome:
+        outcome = self.blocks(scope, ended) if self._store.revoking.blocks(scope) else Outcome(0, 0, {})
         rotation.shred(number)
         return outcome
 

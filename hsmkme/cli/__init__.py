@@ -33,6 +33,7 @@ _PASSING = (PeerUnavailable, PoolFull, StoreUnavailable, TokenUnavailable)
 _MODULES: Final = {
     "check": "check",
     "migrate": "operate",
+    "restore": "operate",
     "serve": "serving",
     "serve-peers": "serving",
     "upkeep": "operate",

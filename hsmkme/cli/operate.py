@@ -7,13 +7,15 @@ import signal
 import threading
 import time
 from functools import partial
+from pathlib import Path
 from types import FrameType
 
 import click
 
-from hsmkme import bootstrap
-from hsmkme.cli.shared import config_path, load_config, with_config
+from hsmkme import bootstrap, restoring
+from hsmkme.cli.shared import APPROVAL_OPTION, config_path, load_config, operator, with_config
 from hsmkme.liaison import ROUND_SECONDS, Liaison
+from hsmkme.officers import Operation
 from hsmkme.rotation import Rotation
 from hsmkme.store import migrate as migrate_store
 from hsmkme.upkeep import Duty
@@ -29,6 +31,25 @@ def migrate(config: str | None) -> None:
     applied = migrate_store(settings.store)
     done = f"applied {', '.join(map(str, applied))}" if applied else "nothing to do"
     click.echo(f"{settings.store}: {done}")
+
+
+@click.command()
+@APPROVAL_OPTION
+@with_config
+def restore(approvals: tuple[Path, ...], config: str | None) -> None:
+    """Go on with a store that was put back from a copy, as officers approve: what it may have delivered is given up."""
+    bootstrap.forbid_core_dumps()
+    settings = load_config(config)
+    store, token = bootstrap.open_store(settings), bootstrap.open_token(settings)
+    remembered = restoring.younger(token, store)
+    if remembered is None:
+        click.echo(f"{settings.store} is no old copy: nothing to do")
+        return
+    store.seal_rows(token.row_key())
+    judge = bootstrap.approvals(settings, store)
+    approval = judge.checked(Operation.RESTORE, restoring.target(remembered), approvals, operator())
+    restoring.go_on(store, remembered, approval)
+    click.echo(f"{settings.store} is gone on with; links to peers are reconciled first")
 
 
 @click.command()

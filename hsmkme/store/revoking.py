@@ -31,26 +31,32 @@ _ENDED: Final = (KeyState.CONSUMED, KeyState.VOID)
 @dataclass(frozen=True, slots=True)
 class Scope:
     """Which blocks are meant: those of a link, or of all; of one name; deposited from ``since`` to ``until`` (seconds
-    since the epoch); of these ``numbers`` in the store."""
+    since the epoch); of these ``numbers`` in the store; live ones that are ``under`` an epoch now."""
 
     link_id: str | None = None
     block_id: str | None = None
     since: int = 0
     until: int = 2**62
     numbers: tuple[int, ...] | None = None
+    under: int | None = None
 
     @property
     def where(self) -> str:
         """The condition, with the names of its parameters."""
-        numbered = "block_pk IN (SELECT value FROM json_each(:numbers))"
-        of = {"link_id = :link": self.link_id, "block_id = :block": self.block_id, numbered: self.numbers}
+        of = {
+            "link_id = :link": self.link_id,
+            "block_id = :block": self.block_id,
+            "block_pk IN (SELECT value FROM json_each(:numbers))": self.numbers,
+            "epoch = :under AND state <> 'retired'": self.under,
+        }
         return " AND ".join([*(text for text, value in of.items() if value is not None), _TIMES])
 
     @property
     def values(self) -> dict[str, object]:
         """The parameters."""
         times = {"since": self.since, "until": self.until}
-        return {"link": self.link_id, "block": self.block_id, "numbers": json.dumps(self.numbers), **times}
+        own = {"link": self.link_id, "block": self.block_id, "under": self.under}
+        return {**own, "numbers": json.dumps(self.numbers), **times}
 
 
 _TIMES: Final = "deposited_at BETWEEN :since AND :until"
