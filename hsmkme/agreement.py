@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Final, Protocol
 from uuid import UUID, uuid4
@@ -38,6 +38,10 @@ SEVERAL_MOST: Final = 2
 
 QUEUE_SECONDS: Final = 0.25
 """How long another waits to be one of them, before it claims anything."""
+
+LOOKS: Final = 5
+LOOK_SECONDS: Final = 0.05
+"""How many times, and how far apart, it is looked whether another request has agreed on keys."""
 
 AGAIN_SECONDS: Final = 0.6
 """How long an offer rests before it is made again."""
@@ -76,16 +80,27 @@ class Agreement:
         self._sleep = sleep
 
     def release(self, demand: Demand, actor: str, retry: Retry | None = None) -> list[OpenKey]:
-        """Keys for the master of ``demand``: agreed before, or, always where some must be carried, agreed now.
+        """Keys for the master of ``demand``: agreed before, or, always where some must be carried or be fresh, now.
 
         Raises `PoolShort`, `LinkFrozen`, or another `PeerError`; then nothing was delivered.
         """
-        keys = None if demand.further else self._custody.deliver(demand, actor, retry)
+        made_now = demand.further or demand.fresh
+        keys = None if made_now else self._custody.deliver(demand, actor, retry)
         if keys is not None:
             return keys
-        with self._relation(demand), self._turns(demand):
-            keys = None if demand.further else self._custody.deliver(demand, actor, retry)
+        with nullcontext() if made_now else self._relation(demand), self._turns(demand):
+            keys = None if made_now else self._agreed_meanwhile(demand, actor, retry)
             return keys or self._agreed_now(demand, actor, retry)
+
+    def _agreed_meanwhile(self, demand: Demand, actor: str, retry: Retry | None) -> list[OpenKey] | None:
+        """Keys that others agreed on ahead of need: while one does, this request waits for them a moment."""
+        keys = self._custody.deliver(demand, actor, retry)
+        for _ in range(LOOKS):
+            if keys is not None or not self._custody.is_agreeing(demand):
+                break
+            self._sleep(LOOK_SECONDS)
+            keys = self._custody.deliver(demand, actor, retry)
+        return keys
 
     def _agreed_now(self, demand: Demand, actor: str, retry: Retry | None) -> list[OpenKey]:
         offer = self._custody.offer(demand, self._new_ids, actor)
@@ -116,6 +131,9 @@ class Agreement:
     @contextmanager
     def _relation(self, demand: Demand) -> Iterator[None]:
         """Let another request of the relation that agrees on keys ahead of need be first: they may be for this one."""
+        if demand.fresh:  # nobody agrees on any for others
+            yield
+            return
         first = self._relations.setdefault((demand.relation, demand.size), Places(1))
         alone = first.take(QUEUE_SECONDS)
         try:

@@ -2,7 +2,8 @@
 
 Every approval is for one act on one store, for a time, and used once. What is refused names its rule (``ops/rules.md``)
 and is a row of the audit log; what is approved is one too, with every signature, which anybody can verify later. The
-policy in force is the store's: who edits the configuration lowers nothing before the officers agreed to it.
+policy in force is the store's: who edits the configuration lowers nothing before the officers agreed to it. Where no
+officers are enrolled an act needs none, and its row says so.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class Standing:
 class Approvals:
     """Judges approvals for the KME ``kme_id`` and its ``store``; ``configured`` is the policy of the configuration."""
 
-    def __init__(self, configured: Officers | None, store: Store, kme_id: str, clock: Clock) -> None:
+    def __init__(self, configured: Officers, store: Store, kme_id: str, clock: Clock) -> None:
         self._configured = configured
         self._store = store
         self._kme_id = kme_id
@@ -117,36 +118,39 @@ class Approvals:
         They must unless it is the first, or as strict as the one in force. Writes, in one commit: nonce of the
         approval, policy, audit rows.
         """
-        new, was = self._required(), self._store.approving.policy()
-        if was == new.text:
-            return new
-        free = was is None or new.is_as_strict_as(Officers.of(was))
-        approval = None if free else self.checked(Operation.LOWER, new.digest, files, actor)
-        entry = Entry("approval.policy", actor, {"policy": new.text, "digest": new.digest})
-        self._store.approving.adopt(was, new.text, entry, approval)
+        new, text = self._configured, self._store.approving.policy()
+        was = Officers.of(text)
+        if new != was:
+            approval = self.checked(Operation.LOWER, new.digest, files, actor) if new.lowered_from(was) else None
+            entry = Entry("approval.policy", actor, {"policy": new.text, "digest": new.digest})
+            self._store.approving.adopt(text, new.text, entry, approval)
         return new
 
     def in_force(self, operation: str = "") -> Officers:
         """The policy in force; it may differ from the configuration only for the act that brings them together."""
-        configured, text = self._required(), self._store.approving.policy()
-        if text is None or (text != configured.text and operation != Operation.LOWER):
+        was = Officers.of(self._store.approving.policy())
+        if self._configured != was and operation != Operation.LOWER:
             raise ApprovalRefused(
-                "the policy in [approvals] is not in force: run `hsmkme approve adopt`", rule="APPROVAL-OFFICER-1"
+                "the policy of the configuration is not in force: run `hsmkme approve adopt`", rule="APPROVAL-OFFICER-1"
             )
-        return Officers.of(text)
+        return was
 
-    def _required(self) -> Officers:
-        if self._configured is None:
+    def require_kept(self) -> None:
+        """Refuse to work by a configuration that is weaker than the policy in force."""
+        lowered = self._configured.lowered_from(Officers.of(self._store.approving.policy()))
+        if lowered:
             raise ApprovalRefused(
-                "no officers are enrolled: name them in [approvals] and put that in force by `hsmkme approve adopt`",
+                f"the configuration lowers the policy in force ({', '.join(lowered)}): undo that, or have officers"
+                " approve it, as `hsmkme approve adopt` says",
                 rule="APPROVAL-OFFICER-1",
             )
-        return self._configured
 
     # How an approval is judged ------------------------------------------------------------------------
 
     def _approval(self, operation: str, target: str, files: Sequence[Path], actor: str) -> Approval:
         officers = self.in_force(operation)
+        if not officers.needed:
+            return Approval(None, Entry("approval.none", actor, {"operation": operation, "target": target}))
         if not files:
             raise ApprovalRefused(
                 f"officers must approve this first: `hsmkme approve request {operation} {target}`,"
@@ -176,6 +180,8 @@ class Approvals:
                 " its store: ask for a new one",
                 rule="APPROVAL-ACT-1",
             )
+        if not self._store.timekeeping.state().is_believed:
+            raise ApprovalRefused("the clock is not believed: see `hsmkme clock show`", rule="APPROVAL-TIME-1")
         left = request.until - self._clock()
         if not 0 < left <= MOST_SECONDS:
             said_so = "expired" if left <= 0 else "is good for too long"

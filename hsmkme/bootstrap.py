@@ -32,8 +32,9 @@ from hsmkme.officers import Officers
 from hsmkme.peering import Peering
 from hsmkme.peers import Peers
 from hsmkme.secrecy import private_text
-from hsmkme.store import Store
+from hsmkme.store import Steady, Store
 from hsmkme.store.counters import Counters
+from hsmkme.store.timekeeping import LOOK_SECONDS
 from hsmkme.upkeep import Duty, Upkeep
 
 log = logging.getLogger(__name__)
@@ -41,6 +42,7 @@ log = logging.getLogger(__name__)
 CONFIG_VARIABLE: Final = "HSMKME_CONFIG"
 SPOOL_SECONDS: Final = 1.0
 _PR_SET_DUMPABLE: Final = 4
+_BOOT: Final = Path("/proc/sys/kernel/random/boot_id")
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +113,7 @@ def open_token(section: TokenSection) -> Token:
 
 def approvals(config: Config, store: Store) -> Approvals:
     """Who judges whether officers approved a destructive act."""
-    configured = None if config.approvals is None else Officers.configured(config.approvals)
-    return Approvals(configured, store, config.kme_id, time.time)
+    return Approvals(Officers.configured(config), store, config.kme_id, time.time)
 
 
 def begin(config: Config, *, void: bool) -> None:
@@ -121,6 +122,8 @@ def begin(config: Config, *, void: bool) -> None:
     ``void``: keys that were agreed with peers and not delivered end too, as a younger copy may have delivered them.
     """
     store = open_store(config)
+    store.timekeeping.look(steady(), "start")
+    approvals(config, store).require_kept()
     begin_on(store, config, void=void)
     store.close()
 
@@ -152,6 +155,7 @@ def open_parts(path: Path) -> Parts:
     config = configuration.load(path)
     log.info("configuration %s SHA-256 %s", path, configuration.digest(path))
     store = open_store(config)
+    approvals(config, store).require_kept()
     store.registry.admit_links(config.links, Entry("link.admit", "config"))
     tokens = open_tokens(config)
     try:
@@ -162,8 +166,9 @@ def open_parts(path: Path) -> Parts:
 
 
 def upkeep_with_spools(parts: Parts) -> Upkeep:
-    """The duties, with a sweep of every configured spool among them."""
+    """The duties, with a look at the clock before them and a sweep of every configured spool among them."""
     upkeep, intake = parts.upkeep(), parts.intake()
+    upkeep.duties.insert(0, Duty("clock", LOOK_SECONDS, lambda: parts.store.timekeeping.look(steady(), "upkeep")))
     for section in parts.config.spool:
         bits, keys = parts.config.link_named(section.link).key_bits, parts.config.keys.block_keys
         spool = Spool(section.directory, section.link, bits, keys, section.format)
@@ -171,6 +176,11 @@ def upkeep_with_spools(parts: Parts) -> Upkeep:
         sweep = partial(spool.sweep, intake.take)
         upkeep.duties.append(Duty(f"spool {section.directory}", SPOOL_SECONDS, sweep))
     return upkeep
+
+
+def steady() -> Steady:
+    """The machine's clock that nobody sets; it goes on while the machine sleeps."""
+    return Steady(_BOOT.read_text().strip(), time.clock_gettime(time.CLOCK_BOOTTIME))
 
 
 def token_address(section: TokenSection) -> TokenAddress:

@@ -204,7 +204,7 @@ class Config(_Section):
     @property
     def links(self) -> list[Link]:
         """The configured links."""
-        return [Link(link.id, link.peer, link.key_bits) for link in self.link]
+        return [Link(link.id, link.peer, link.key_bits, link.ttl_seconds) for link in self.link]
 
     def links_on(self, token: str) -> list[str]:
         """The links that are placed on the token with this label."""

@@ -32,6 +32,7 @@ from hsmkme.model import (
     SealedBlock,
     SealedKey,
 )
+from hsmkme.restoring import require_latest
 from hsmkme.states import BlockState
 from hsmkme.store import Draft, NewIds, Offer, Outcome, Pads, Receipt, Store, carried_name
 
@@ -47,47 +48,43 @@ class Custody:
         self.logbook = Logbook(tokens, store, clock)
         self._sound = store.examining.sound
         self._epochs = Epochs(tokens, store, clock)
+        self._old_copy: OperatorFault | None = None
         with self._alarmed():
             self._epochs.require_known_tokens()
         tokens.admit_by(self._admit)
+        self._require_latest()
 
     def _admit(self, token: Token) -> None:
         """Look at a token before anything is asked of it: is it this store's, and the store not an old copy?
 
-        Durable, if there is something: what ceremonies did on it, and what `_check_lineage` gives up.
+        Durable, if there is something: what ceremonies did on it, and what `require_latest` gives up.
         """
         self._store.lineage.seal_rows(token.row_key())
         for note in token.notes():  # the first one begins epoch 1
             self._store.ceremonies.admit(note, token.name, Entry("ceremony.held", "custody"))
         with self._alarmed(token):
             self._epochs.check(token)
-        self._check_lineage(token)
+        try:
+            require_latest(token, self._store)
+        except OperatorFault as fault:
+            self._old_copy = fault
+            raise
 
     @contextmanager
     def _alarmed(self, *tokens: Token) -> Iterator[None]:
-        """Record that the store's epochs are not those of the tokens, unless they lost sight of everything."""
+        """Record that the store's epochs are not those of the tokens, once however often somebody starts, unless they
+        lost sight of everything."""
         try:
             yield
         except (OperatorFault, StoreTampered) as fault:
             with suppress(TokenError):
                 for token in tokens:
                     token.anchored()
-                self._alarm_of_epochs(str(fault))
+                latest = self._store.log.latest(1, "alarm.")
+                if not latest or json.loads(latest[0].text).get("reason") != str(fault):
+                    self._store.log.append(Entry("alarm.epochs-differ", "custody", {"reason": str(fault)}))
             raise
 
-    def _alarm_of_epochs(self, reason: str) -> None:
-        """Once however often somebody starts."""
-        latest = self._store.log.latest(1, "alarm.")
-        if not latest or json.loads(latest[0].text).get("reason") != reason:
-            self._store.log.append(Entry("alarm.epochs-differ", "custody", {"reason": reason}))
-
-    def _check_lineage(self, token: Token) -> None:
-        """Deliver nothing anew that was delivered since a copy was made, if this store is that copy."""
-        remembered = token.anchored()
-        if not self._store.lineage.now().is_older_than(remembered):
-            return
-        if self._store.lineage.give_up(remembered, Entry("alarm.store-restored", "custody")):
-            log.error("ALARM this store is an old copy: keys that may have been delivered since were given up")
 
     def deposit(
         self,
@@ -106,22 +103,25 @@ class Custody:
         """
         entry = Entry("block.deposit", actor)
         waits = state is BlockState.DEPOSITED
-        tags = [self._tag(block) if waits else None for block in blocks]
+        tags = [self._epochs.tag(block) if waits else None for block in blocks]
 
         def keep(sealed: Sequence[SealedBlock]) -> list[Outcome]:
             told = [
-                replace(made, tag=tag, mine=made.seal.name not in theirs)
-                for made, tag in zip(sealed, tags, strict=True)
+                replace(made, tag=tag, mine=made.seal.name not in theirs, not_before=block.not_before)
+                for made, tag, block in zip(sealed, tags, blocks, strict=True)
             ]
             return self._store.blocks.deposit(told, state, limit, entry)
 
         return self._epochs.seal(blocks, keep)
 
-    def _tag(self, block: RawBlock) -> bytes:
-        return self._tokens.first(self._tokens.of_link(block.name.link_id), lambda token: token.confirmation_tag(block))
+    def _require_latest(self) -> None:
+        """Raise what the token met that remembers more than this store does, though the others remember less."""
+        if self._old_copy is not None:
+            raise self._old_copy
 
     def _in_reach(self, demand: Demand) -> Demand:
         """``demand`` for what can be opened now: a token that fails is known before anything is claimed of it."""
+        self._require_latest()
         away = self._epochs.away()
         return replace(demand, away=away) if away else demand
 
@@ -145,6 +145,10 @@ class Custody:
         entry = Entry("key.deliver", actor)
         keys = self._sound(lambda: self._store.agreed.deliver(demand, entry, retry))
         return None if keys is None else self._open_or_burn(keys)
+
+    def is_agreeing(self, demand: Demand) -> bool:
+        """Whether another request, of any process, agrees on keys of this relation now."""
+        return self._store.agreed.is_agreeing(demand)
 
     def offer(self, demand: Demand, new_ids: NewIds, actor: str) -> Offer:
         """Claim keys that the peer is to confirm, and pads for them if there are further peers.
@@ -268,7 +272,7 @@ class Custody:
         Durable writes: one commit with the audit row, before they are handed out. No key changes its state.
         """
         opened = self._epochs.open(keys)
-        self._store.log.append(Entry("key.repeat", actor, {"key_IDs": [str(key.key_id) for key in keys]}))
+        self._store.keys.repeat([key.key_id for key in keys], Entry("key.repeat", actor))
         return opened
 
     def _burn(self, keys: Sequence[SealedKey], error: TokenError) -> None:

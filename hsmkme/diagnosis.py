@@ -15,7 +15,7 @@ from hsmkme import bootstrap
 from hsmkme import config as configuration
 from hsmkme.api.peer_identity import URI_PREFIX, kme_names
 from hsmkme.config import Config
-from hsmkme.errors import ConfigRefused, HsmkmeError
+from hsmkme.errors import ConfigRefused, HsmkmeError, OperatorFault
 from hsmkme.hsm.tokens import Tokens
 from hsmkme.model import Link
 from hsmkme.server.listener import listener_for_peers, listener_for_saes
@@ -80,8 +80,8 @@ def _token_and_store(config: Config) -> Iterator[str]:
     if store:
         for link in config.links:
             yield from _attempt("store", partial(_link, store[0], link))
-        if config.approvals:
-            yield from _attempt("approvals", lambda: bootstrap.approvals(config, store[0]).in_force())
+        yield from _attempt("clock", partial(_clock, store[0]))
+        yield from _attempt("approvals", lambda: bootstrap.approvals(config, store[0]).in_force())
     for section in config.token:
         yield from _attempt("token", bootstrap.pin_source(section.pin_file))
     if store:
@@ -100,6 +100,11 @@ def _link(store: Store, link: Link) -> None:
     known = {str(row["link"]): str(row["peer"]) for row in store.registry.pools()}
     if known.get(link.link_id, link.peer) != link.peer:
         raise ConfigRefused([f"link {link.link_id} goes to {known[link.link_id]}, not to {link.peer}"])
+
+
+def _clock(store: Store) -> None:
+    if not store.timekeeping.state().is_believed:
+        raise OperatorFault("it is not believed: see `hsmkme clock show`")
 
 
 def _attempt(subject: str, act: Callable[[], object]) -> Iterator[str]:

@@ -97,6 +97,10 @@ class Epochs:
         """
         return self.under_active(lambda active: keep([self._sealed(block, active, Token.seal) for block in blocks]))
 
+    def tag(self, block: RawBlock) -> bytes:
+        """16 bytes by the key of the block's link: see `Token.confirmation_tag`."""
+        return self._tokens.first(self._tokens.of_link(block.name.link_id), lambda token: token.confirmation_tag(block))
+
     def _sealed(
         self, block: RawBlock, active: Active, seal: Callable[[Token, RawBlock, int], SealedBlock]
     ) -> SealedBlock:

@@ -18,6 +18,7 @@
     ├── ApprovalRefused            a destructive act that officers did not approve as they must
     ├── StoreError
     │   ├── StoreUnavailable           disk full, read-only, locked: may heal by itself
+    │   ├── ClockSetBack               503 until the clock is right, or an officer accepts it
     │   ├── StoreTampered              rows make no sense: somebody wrote to the file; to be examined
     │   ├── PoolShort                  fewer keys than a claim wants; nothing was claimed
     │   ├── KeyNotHeld                 a key is not what it was when it was looked up
@@ -146,6 +147,15 @@ class StoreTampered(StoreError):
     def __init__(self, message: str, blocks: Sequence[int] = ()) -> None:
         super().__init__(message)
         self.blocks = blocks
+
+
+class ClockSetBack(StoreError):
+    """The clock is so many ``seconds`` behind a time that was seen before: nothing is delivered by it."""
+
+    retry_after = 30
+
+    def __init__(self, seconds: int) -> None:
+        super().__init__(f"the clock was set back by {seconds} s: set it right, or see `hsmkme clock show`")
 
 
 class PoolShort(StoreError):

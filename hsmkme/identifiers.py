@@ -34,3 +34,8 @@ class KeyIds:
         fixed = (milliseconds & (1 << 48) - 1) << 80 | _VERSION_7
         ends = (int.from_bytes(tails[at : at + _TAIL], "big") & _RANDOM for at in range(0, len(tails), _TAIL))
         return tuple([UUID(int=fixed | end) for end in ends])
+
+
+def made_at(key_id: UUID) -> float:
+    """When a key_ID was made, wherever; seconds since the epoch."""
+    return (key_id.int >> 80) / 1000

@@ -106,7 +106,7 @@ class Kme:
         policy.check_distinct(caller, slave)
         (peer,) = self._peers_of(caller, [slave], known)
         stored = sum(vein.keys for vein in self._store.blocks.veins(peer, self.limits.key_size))
-        if peer != self.kme_id:
+        if peer != self.kme_id and known.ttl(caller, slave) == math.inf:
             stored += self._store.agreed.count(Relation.of(caller, [slave]), self.limits.key_size)
         return Status(self.kme_id, peer, caller, slave, stored, self.limits)
 
@@ -122,7 +122,8 @@ class Kme:
         peer, *further = self._peers_of(caller, slaves, known)
         elsewhere = frozenset(sae for sae in slaves if known.saes[sae].kme_id != self.kme_id)
         key_ids = self._new_ids(request.number)
-        demand = Demand(Relation.of(caller, slaves), peer, request.size, key_ids, elsewhere, tuple(further))
+        fresh = any(known.ttl(caller, slave) < math.inf for slave in slaves)
+        demand = Demand(Relation.of(caller, slaves), peer, request.size, key_ids, elsewhere, tuple(further), fresh)
         retry = self._retry(again, "enc_keys", slave, request)
         answered = self._answered(retry, caller)
         if answered is not None:
@@ -166,6 +167,7 @@ class Kme:
         if answered is not None:
             return answered
         policy.check_collectable(caller, master, key_ids, held)
+        policy.check_age(key_ids, known.ttl(master, caller), self._clock())
         keys = [held[key_id].key for key_id in key_ids]
         try:
             return self._custody.collect(caller, keys, f"sae:{caller}", retry, self.limits.idempotency_seconds)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from hsmkme.agreement import Agreement, Sender
-from hsmkme.errors import HsmkmeError, PeerError, PeerRefused, PeerUnavailable, PoolShort
+from hsmkme.errors import HsmkmeError, PeerError, PeerRefused, PeerUnavailable, PoolShort, StoreError
 from hsmkme.messages.bodies import (
     Announce,
     Announced,
@@ -28,7 +28,7 @@ from hsmkme.messages.bodies import (
 from hsmkme.messages.signing import VERSION
 from hsmkme.model import Clock, Demand, Entry, Link, Relation
 from hsmkme.store import Draft, LinkState, Store
-from hsmkme.store.links import OPERATOR, RESTORED, STARTING
+from hsmkme.store.links import GIVEN_UP, OPERATOR, RESTORED, STARTING
 from hsmkme.store.reconciling import LIST, PAGE
 
 log = logging.getLogger(__name__)
@@ -106,7 +106,11 @@ class Liaison:
         if state.why == RESTORED:
             self._reconcile(link, _silent)
             return
-        due = self._greeted.get(link.link_id, 0.0) + HELLO_SECONDS <= self._clock()
+        due = not 0 <= self._clock() - self._greeted.get(link.link_id, 0.0) < HELLO_SECONDS
+        if state.why == GIVEN_UP:
+            if due:
+                self._rejoin(link)
+            return
         if due or not state.is_open:
             standing = self._greet(link)
             if standing.verdict == "behind" and state.why != OPERATOR:
@@ -121,8 +125,8 @@ class Liaison:
             self._repeat(link)
             self._stock(link)
 
-    def _greet(self, link: Link) -> Standing:
-        hello = self._store.links.hello(link.link_id, [VERSION])
+    def _greet(self, link: Link, *, reconciled: bool = False) -> Standing:
+        hello = self._store.links.hello(link.link_id, [VERSION], reconciled=reconciled)
         standing = parsed(Standing, self._sender.send(self._store.outbox.greeting(link.link_id, hello)))
         self._store.links.heard(link.link_id, standing)
         self._greeted[link.link_id] = self._clock()
@@ -133,7 +137,7 @@ class Liaison:
         return parsed(answer, self._sender.send(self._store.outbox.number(link.link_id, call, body)))
 
     def _announce(self, link: Link) -> None:
-        if self._announced.get(link.link_id, 0.0) + ANNOUNCE_SECONDS > self._clock():
+        if 0 <= self._clock() - self._announced.get(link.link_id, 0.0) < ANNOUNCE_SECONDS:
             return
         self._announced[link.link_id] = self._clock()
         after = ""
@@ -209,13 +213,45 @@ class Liaison:
         told(len(known), len(known))
         self._give_up_missing(link, frozenset(known))
         self._store.links.renew(link.link_id, Entry("link.renew", ACTOR))
-        hello = self._store.links.hello(link.link_id, [VERSION], reconciled=True)
-        standing = parsed(Standing, self._sender.send(self._store.outbox.greeting(link.link_id, hello)))
-        if standing.verdict != "good":
-            raise PeerError(f"{link.peer} does not take link {link.link_id} for reconciled: look at its log")
-        self._store.links.heard(link.link_id, standing)
+        self._greet_anew(link)
         self._store.links.open(link.link_id, RESTORED, Entry("link.open", ACTOR))
         return len(known)
+
+    def _greet_anew(self, link: Link) -> Standing:
+        """The first greeting of a new incarnation; raises `PeerError` unless it is taken for one."""
+        standing = self._greet(link, reconciled=True)
+        if standing.verdict != "good":
+            raise PeerError(f"{link.peer} does not take link {link.link_id} for reconciled: look at its log")
+        return standing
+
+    def give_up(self, link: Link, entry: Entry) -> int:
+        """Give up the keys of a link of which this store is an old copy, and the peer's too; returns the number of
+        blocks.
+
+        Order of what is durable: keys that were agreed and not delivered end; blocks, page by page; the new
+        incarnation; the reason. The link opens when the peer has done the same. Interrupted, it is given again. Raises
+        `PeerError`, and `StoreError` if the peer's store is no old copy: then nothing was given up.
+        """
+        with self._store.links.turn(link.link_id):
+            if self._greet(link).why not in (RESTORED, GIVEN_UP):
+                raise StoreError(
+                    f"the store of {link.peer} is no old copy: learn from it by `hsmkme link reconcile {link.link_id}`"
+                )
+            reason = Entry("key.void", entry.actor, {"reason": "the link is given up"})
+            while self._store.keys.void_undelivered(reason, link_id=link.link_id):
+                pass
+            known = self._known(link)
+            for start in range(0, len(known), PAGE):
+                self._store.reconciling.give_up(link.link_id, known[start : start + PAGE], entry)
+            self._store.links.renew(link.link_id, entry)
+            self._store.links.freeze(link.link_id, GIVEN_UP, entry)
+            self._rejoin(link)
+            return len(known)
+
+    def _rejoin(self, link: Link) -> None:
+        """Greet the peer after the keys of this end were given up; open the link if those of the peer were too."""
+        if self._greet_anew(link).why != RESTORED:
+            self._store.links.open(link.link_id, GIVEN_UP, Entry("link.open", ACTOR))
 
     def _known(self, link: Link) -> Sequence[str]:
         known: list[str] = []

@@ -80,11 +80,14 @@ class BlockName(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class RawBlock:
-    """A block as a device gives it: ``material`` holds ``key_count`` keys of ``key_bits`` each, in order."""
+    """A block as a device gives it: ``material`` holds ``key_count`` keys of ``key_bits`` each, in order.
+
+    No key of it is released ``not_before`` a time; 0: at once."""
 
     name: BlockName
     key_bits: int
     material: KeyMaterial
+    not_before: int = 0
 
     @property
     def key_count(self) -> int:
@@ -116,6 +119,7 @@ class SealedBlock:
     tag: bytes | None = None
     mine: bool = True
     copies: tuple[BlockSeal, ...] = ()
+    not_before: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +185,8 @@ class Demand:
     """A claim: ``len(key_ids)`` keys of ``size`` bits for ``relation`` from links to the KME ``peer``.
 
     ``elsewhere`` are the slaves that other KMEs serve: the peer, and those ``further`` ones, to which the same keys
-    are carried. ``away``: epochs whose token does not answer now; what only they open is not claimed.
+    are carried. ``away``: epochs whose token does not answer now; what only they open is not claimed. ``fresh``: keys
+    of the relation do not live long, so none is made ahead of need.
     """
 
     relation: Relation
@@ -190,6 +195,7 @@ class Demand:
     key_ids: tuple[UUID, ...]
     elsewhere: frozenset[str] = frozenset()
     further: tuple[str, ...] = ()
+    fresh: bool = False
     away: frozenset[int] = frozenset()
 
     @property
@@ -234,27 +240,25 @@ class Sae:
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """A QKD link to the KME ``peer``; a local link when that is this KME. ``key_bits`` is the default."""
+    """A QKD link to the KME ``peer``; a local link when that is this KME. ``key_bits`` is the default.
+
+    What nobody claimed of a block ends ``ttl_seconds`` after its deposit; 0: never."""
 
     link_id: str
     peer: str
     key_bits: int = 256
+    ttl_seconds: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Lineage:
-    """Which store it is (16 bytes), how often it was replaced by an old copy of itself, and the rows of its log."""
+    """Which store it is (16 bytes), how often it was replaced by an old copy of itself, the rows of its log, and the
+    hash of the last (32 bytes; zeros: unknown)."""
 
     store_id: bytes
     generation: int
     log_rows: int
-
-    def is_older_than(self, remembered: Lineage) -> bool:
-        """Whether this is an old copy of the store that is remembered."""
-        return self.store_id == remembered.store_id and (
-            self.generation < remembered.generation
-            or (self.generation == remembered.generation and self.log_rows < remembered.log_rows)
-        )
+    log_hash: bytes = bytes(32)
 
 
 @dataclass(frozen=True, slots=True)

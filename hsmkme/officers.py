@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
 from hsmkme.audit import canonical
-from hsmkme.config import ApprovalsSection
+from hsmkme.config import Config
 from hsmkme.errors import ApprovalRefused, ConfigRefused
 from hsmkme.sshsig import blocks, public_key
 
@@ -32,8 +33,18 @@ class Operation(StrEnum):
 
     SHRED = "epoch.shred"  # the number of the epoch
     REVOKE = "epoch.revoke"  # the number of the epoch
-    RESTORE = "restore"  # the label of the master key
+    RESTORE = "restore"  # what the token remembers of the store, an old copy of which was put back
     LOWER = "policy.lower"  # the digest of the policy that is to be in force
+
+
+STRICTNESS: Final[Mapping[str, Callable[[int], float]]] = {
+    "keys.min_key_size": float,
+    "audit.seal_rows": lambda rows: -rows,
+    "audit.seal_seconds": lambda seconds: -seconds,
+    "epochs.rotate_seconds": lambda seconds: -(seconds or math.inf),
+    "epochs.rotate_blocks": lambda blocks: -(blocks or math.inf),
+}
+"""Settings that are lowered with the officers' approval only, and how strict a value of each is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,14 +107,19 @@ class SignedRequest:
 
 @dataclass(frozen=True, slots=True)
 class Officers:
-    """The policy: officers' public keys (32 bytes) by name, and how many must approve what another asks for."""
+    """The policy: officers' public keys (32 bytes) by name, how many must approve what another asks for, and the
+    ``settings`` that they watch over. Nobody is needed where nobody is enrolled."""
 
-    needed: int
-    keys: Mapping[str, bytes]
+    needed: int = 0
+    keys: Mapping[str, bytes] = field(default_factory=dict)
+    settings: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
-    def configured(cls, section: ApprovalsSection) -> Officers:
+    def configured(cls, config: Config) -> Officers:
         """The policy of the configuration; raises `ConfigRefused` with everything wrong."""
+        section = config.approvals
+        if section is None:
+            return cls()
         keys, findings = {}, []
         for officer in section.officers:
             try:
@@ -120,18 +136,22 @@ class Officers:
             )
         if findings:
             raise ConfigRefused(findings)
-        return cls(section.needed, keys)
+        return cls(section.needed, keys, {name: _setting(config, name) for name in STRICTNESS})
 
     @classmethod
-    def of(cls, text: str) -> Officers:
-        """The policy that `text` wrote."""
+    def of(cls, text: str | None) -> Officers:
+        """The policy that `text` wrote; None, before the first: nobody is needed."""
+        if text is None:
+            return cls()
         said = json.loads(text)
-        return cls(said["needed"], {name: bytes.fromhex(key) for name, key in said["officers"].items()})
+        keys = {name: bytes.fromhex(key) for name, key in said["officers"].items()}
+        return cls(said["needed"], keys, said.get("settings", {}))
 
     @property
     def text(self) -> str:
         """Canonical JSON."""
-        return canonical({"needed": self.needed, "officers": {name: key.hex() for name, key in self.keys.items()}})
+        keys = {name: key.hex() for name, key in self.keys.items()}
+        return canonical({"needed": self.needed, "officers": keys, "settings": dict(self.settings)})
 
     @property
     def digest(self) -> str:
@@ -140,14 +160,32 @@ class Officers:
 
     def name_of(self, public: bytes) -> str:
         """Whose key it is; raises `ApprovalRefused` if it is nobody's."""
+        if not self.keys:
+            raise ApprovalRefused(
+                "no officers are enrolled: name them in [approvals] and put that in force by `hsmkme approve adopt`",
+                rule="APPROVAL-OFFICER-1",
+            )
         for name, key in self.keys.items():
             if key == public:
                 return name
         raise ApprovalRefused("a key signed that is of no officer in force", rule="APPROVAL-SIGN-1")
 
-    def is_as_strict_as(self, other: Officers) -> bool:
-        """Whether nobody can have an act approved by this policy who could not by the ``other``."""
-        return self.needed >= other.needed and self.keys.items() <= other.keys.items()
+    def lowered_from(self, other: Officers) -> list[str]:
+        """What makes this policy weaker than the ``other``: who could not have an act done by that and can by this, and
+        settings; nothing if it is as strict, or if the ``other`` needs nobody."""
+        if not other.needed:
+            return []
+        lowered = ["approvals.needed"] if self.needed < other.needed else []
+        lowered += [f"officer {name}" for name, key in self.keys.items() if other.keys.get(name) != key]
+        if self.needed:
+            pairs = ((name, STRICTNESS[name], value) for name, value in other.settings.items() if name in STRICTNESS)
+            lowered += [name for name, strict, value in pairs if strict(self.settings[name]) < strict(value)]
+        return lowered
+
+
+def _setting(config: Config, name: str) -> int:
+    section, _, key = name.partition(".")
+    return int(getattr(getattr(config, section), key))
 
 
 def require_target(target: str) -> str:

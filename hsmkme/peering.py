@@ -36,7 +36,7 @@ from hsmkme.messages.signing import (
 )
 from hsmkme.model import Clock, Entry, Link, Relation, due_bits
 from hsmkme.store import Receipt, Store
-from hsmkme.store.links import RESTORED
+from hsmkme.store.links import GIVEN_UP, RESTORED
 from hsmkme.store.reconciling import give_up_missing
 from hsmkme.store.revoking import end_told
 
@@ -196,8 +196,9 @@ class Peering:
         return self._store.inbox.give_up(receipt, revoke.block_ids, entry.knowing(reason=revoke.reason), end_told)
 
     def _query(self, receipt: Receipt, _: Entry) -> bytes:
-        if self._store.links.state(receipt.link_id).why == RESTORED:
-            raise PeerRefused("this store is an old copy itself: an operator must give up the keys of both", alarm=True)
+        if self._store.links.state(receipt.link_id).why in (RESTORED, GIVEN_UP):
+            command = f"`hsmkme link give-up {receipt.link_id}`"
+            raise PeerRefused(f"this store is an old copy itself: give up the keys of both, by {command}", alarm=True)
         return self._store.reconciling.report(receipt.link_id, parsed(Query, receipt.body)).encoded()
 
 

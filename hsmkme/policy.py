@@ -12,6 +12,7 @@ from uuid import UUID
 
 from hsmkme.config import KeysSection
 from hsmkme.errors import BadRequest, NotEntitled
+from hsmkme.identifiers import made_at
 from hsmkme.model import HeldKey, Sae
 
 NOT_FOUND: Final = "one or more keys specified are not found on KME"
@@ -119,3 +120,9 @@ def check_collectable(caller: str, master: str, wanted: Sequence[UUID], held: Ma
             raise BadRequest(NOT_FOUND, rule="KEY-ID-4")
         if not key.collectable:
             raise BadRequest(NOT_FOUND, rule="KEY-ID-3")
+
+
+def check_age(wanted: Iterable[UUID], ttl: float, now: float) -> None:
+    """KEY-AGE-1: every key was made at most ``ttl`` seconds ago, by its key_ID."""
+    if any(made_at(key_id) + ttl < now for key_id in wanted):
+        raise BadRequest(NOT_FOUND, rule="KEY-AGE-1")

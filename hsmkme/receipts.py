@@ -23,6 +23,7 @@ Row = dict[str, Any]
 
 _BEGINS: Final = ("block.deposit", "block.carry")
 _MOVES: Final = ("block.rewrap", "block.copy")
+_ENDS: Final = ("epoch.give-up", "epoch.destroy")
 
 
 class Receipts:
@@ -36,7 +37,7 @@ class Receipts:
 
     def of_epoch(self, epoch: int) -> str:
         """That the master key of an epoch is destroyed."""
-        return self._receipt({"epoch": epoch}, [self._end_of(epoch)])
+        return self._receipt({"epoch": epoch}, self._end_of(epoch))
 
     def of_block(self, name: str) -> str:
         """That nothing of the block ``name``, which is ``link/block_id``, can be opened from any copy of the store."""
@@ -51,10 +52,12 @@ class Receipts:
         ends = [row for name in blocks for row in self._ends_of_block(name)]
         return self._receipt({"key": str(key_id)}, [*history, *ends])
 
-    def _end_of(self, epoch: int) -> Row:
-        for row in self._store.views.history('"event":"epoch.destroy"'):
-            if row["epoch"] == epoch:
-                return row
+    def _end_of(self, epoch: int) -> list[Row]:
+        """How an epoch was given up, with a key that its master key wrapped, and the proof that nothing unwraps it."""
+        told = self._store.views.history('"event":"epoch.')
+        ends = [row for row in told if row["event"] in _ENDS and row["epoch"] == epoch]
+        if "epoch.destroy" in {row["event"] for row in ends}:
+            return ends
         raise StoreError(f"epoch {epoch} is not destroyed: `hsmkme epoch show {epoch}` says what is to be done")
 
     def _ends_of_block(self, name: str) -> list[Row]:
@@ -75,7 +78,7 @@ class Receipts:
                 f"block {name} is not destroyed: it is under epoch {alive[0]}. Upkeep destroys it with that epoch once "
                 f"all its keys have ended; so do `hsmkme epoch rotate`, `rewrap {alive[0]}` and `shred {alive[0]}`."
             )
-        return [came[0], *moves, *ended, *(self._end_of(epoch) for epoch in ever)]
+        return [came[0], *moves, *ended, *(row for epoch in ever for row in self._end_of(epoch))]
 
     def _receipt(self, subject: dict[str, object], rows: Iterable[Row]) -> str:
         numbers = sorted({int(row["seq"]) for row in rows})

@@ -6,14 +6,15 @@ is left of them is erased. A revocation that was killed is given again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from uuid import UUID
 
 from hsmkme.errors import StoreError
 from hsmkme.model import Entry, Relation
 from hsmkme.rotation import Rotation
-from hsmkme.store import Scope, Store, Touched
+from hsmkme.states import EpochState
+from hsmkme.store import Scope, Store
 
 Ended = Callable[[int], object]
 """Called with the number of blocks that were ended since it was called last."""
@@ -21,7 +22,10 @@ Ended = Callable[[int], object]
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How many blocks were ended, how many claimed keys burnt, and the keys that parties have, by relation."""
+    """How many blocks were ended, how many claimed keys burnt, and the keys that parties have, by relation.
+
+    The numbers are of this run. The keys are all of them, whichever run of a revocation that was killed noted them.
+    """
 
     blocks: int
     burnt: int
@@ -48,15 +52,18 @@ class Revocation:
         while found := self._store.revoking.end(scope, entry):
             count += found
             ended(found)
-        touched = self._store.revoking.burn(self._store.revoking.keys_of_blocks(scope), entry, tell=False)
+        key_ids = self._store.revoking.keys_of_blocks(scope)
+        burnt = self._store.revoking.burn(key_ids, entry, tell=False)
         self._store.revoking.wipe(scope)
-        return _outcome(count, touched)
+        return Outcome(count, burnt, self._store.revoking.noted(key_ids))
 
     def sae(self, sae_id: str) -> Outcome:
         """Refuse every later request of an SAE, and burn what was not delivered to everyone in its relations."""
         entry = self._entry("sae.revoke")
         self._store.registry.revoke_sae(sae_id, entry)
-        return _outcome(0, self._store.revoking.burn(self._store.revoking.keys_of_sae(sae_id), entry, tell=True))
+        key_ids = self._store.revoking.keys_of_sae(sae_id)
+        burnt = self._store.revoking.burn(key_ids, entry, tell=True)
+        return Outcome(0, burnt, self._store.revoking.noted(key_ids))
 
     def epoch(self, number: int, rotation: Rotation, ended: Ended = lambda _: None) -> Outcome:
         """Revoke every block whose key was ever wrapped under an epoch, and destroy its master key.
@@ -64,18 +71,21 @@ class Revocation:
         Order of what is durable: the epoch compromised, another one active if need be; then as for blocks and `shred`.
         """
         rotation.compromise(number, because=self._reason)
-        scope = Scope(epoch=number)
+        return self._end_epoch(number, self._store.revoking.ever_under(number), rotation, ended)
+
+    def shred(self, number: int, rotation: Rotation, ended: Ended = lambda _: None) -> Outcome:
+        """Revoke every live block that is under an epoch, and destroy its master key, before what is there is moved.
+
+        Order of what is durable: another epoch active if need be; then as for blocks and `Rotation.shred`.
+        """
+        if self._store.epochs.one(number).state is EpochState.ACTIVE:
+            rotation.rotate(because=self._reason)
+        return self._end_epoch(number, Scope(under=number), rotation, ended)
+
+    def _end_epoch(self, number: int, scope: Scope, rotation: Rotation, ended: Ended) -> Outcome:
         outcome = self.blocks(scope, ended) if self._store.revoking.blocks(scope) else Outcome(0, 0, {})
         rotation.shred(number)
         return outcome
 
     def _entry(self, event: str) -> Entry:
         return Entry(event, self._actor, {"reason": self._reason})
-
-
-def _outcome(blocks: int, touched: Sequence[Touched]) -> Outcome:
-    delivered: dict[Relation, list[UUID]] = {}
-    for one in touched:
-        if one.delivered:
-            delivered.setdefault(one.relation, []).extend(one.delivered)
-    return Outcome(blocks, sum(len(one.burnt) for one in touched), delivered)

@@ -127,7 +127,8 @@ class Rotation:
         """Destroy the master key of ``epoch``, under which nothing is any more, and prove it; False if it was before.
 
         Order of what is durable: one commit by which the store gives the epoch up, and refuses to while a live block is
-        under it; the master key in the token; one commit that says what was proved, of which blocks.
+        under it, with a key that the master key wrapped, in the log; the master key in the token; one commit that says
+        what was proved by that key, of which blocks.
         """
         with self._store.epochs.turn():
             return self._shred(epoch)
@@ -138,15 +139,15 @@ class Rotation:
             return False
         if found.state is not EpochState.DESTROYED:
             self._require_empty(epoch)
-            self._store.epochs.destroy(epoch, self._masters.witness(epoch), self._entry("epoch.give-up"))
-        witness = self._store.epochs.one(epoch).witness
-        if witness is None:
-            raise StoreError(f"epoch {epoch} is destroyed and has no witness: its row was tampered with")
+            wrapped = {"check_value": self._token.check_value(epoch), "witness": self._masters.witness(epoch).hex()}
+            self._store.epochs.destroy(epoch, self._entry("epoch.give-up", **wrapped))
+        given_up = self._store.epochs.given_up(epoch)
         self._masters.destroy(epoch)
-        others = self._masters.prove_destroyed(epoch, witness)
+        others = self._masters.prove_destroyed(epoch, bytes.fromhex(given_up["witness"]))
         self._token.prove(self._active())  # what was not found was looked for in a token that works
-        proof = {"check_value": found.check_value, "sessions": "object gone", "other_masters_refuse": others}
-        self._store.epochs.prove(epoch, self._entry("epoch.destroy", **proof))
+        known = {name: given_up[name] for name in ("check_value", "witness")}
+        entry = self._entry("epoch.destroy", **known, sessions="object gone", other_masters_refuse=others)
+        self._store.epochs.prove(epoch, given_up["seq"], entry)
         self._scrub()
         return True
 
@@ -165,8 +166,8 @@ class Rotation:
             self._rotate("first of this token")
             return
         active = self._store.epochs.one(self._active())
-        age, wraps = self._clock() - active.since, active.wraps
-        if 0 < settings.rotate_seconds <= age or 0 < settings.rotate_blocks <= wraps:
+        old = settings.rotate_seconds and not 0 <= self._clock() - active.since < settings.rotate_seconds
+        if old or 0 < settings.rotate_blocks <= active.wraps:
             self._rotate("schedule")
             return
         for epoch in _in_order(epochs):

@@ -44,6 +44,8 @@ class Upkeep:
         self._clock = clock
         self._sealed_at = clock()
         self._began = int(clock())
+        self._lapsed: dict[int, int] = {}
+        """By relation: what was claimed until then was looked at."""
         self._drop_anchor = drop_anchor
         self._anchored: Lineage | None = None
         self.duties = [
@@ -51,6 +53,8 @@ class Upkeep:
             Duty("anchor", float(config.audit.seal_seconds), self.anchor),
             Duty("expire", 60.0, self.expire),
             Duty("age", 10.0, self.age),
+            Duty("lapse", 10.0, self.lapse),
+            Duty("unlock", 1.0, lambda: store.ageing.unlock("upkeep")),
             Duty("abandon", 2.0, self.abandon),
             Duty("retire", 1.0, self.retire),
             Duty("erase", 1.0, self.erase),
@@ -61,7 +65,7 @@ class Upkeep:
         """Do what is due. A duty that fails is logged and done again at its next time; the others go on."""
         now = self._clock()
         for duty in self.duties:
-            if duty.due > now:
+            if now < duty.due <= now + duty.seconds:  # one that is later: the clock was set back
                 continue
             duty.due = now + duty.seconds
             try:
@@ -80,8 +84,8 @@ class Upkeep:
         """Seal the log when enough rows or seconds went by since the last seal."""
         last = self._store.log.last_seal()
         unsealed = self._store.log.head()[0] - (last.seq if last else 0)
-        waited = self._clock() - self._sealed_at
-        if unsealed >= self._config.audit.seal_rows or (unsealed and waited >= self._config.audit.seal_seconds):
+        due = not 0 <= self._clock() - self._sealed_at < self._config.audit.seal_seconds
+        if unsealed >= self._config.audit.seal_rows or (unsealed and due):
             self._custody.logbook.seal()
             self._sealed_at = self._clock()
 
@@ -120,7 +124,10 @@ class Upkeep:
         """Void keys that their slaves never collected, and blocks and keys that a peer waits for in vain.
 
         Keys that were agreed and not drawn end in half that time: the peer must keep them longer than this end.
+        Nothing ends by a clock that is doubted.
         """
+        if not self._store.timekeeping.state().is_believed:
+            return
         before = int(self._clock()) - self._config.keys.uncollected_seconds
         drawn_before = int(self._clock()) - self._config.keys.uncollected_seconds // 2
         while self._store.keys.expire_agreed(drawn_before, Entry("key.expire", "upkeep", {"reason": "not drawn"})):
@@ -131,9 +138,22 @@ class Upkeep:
             pass
 
     def age(self) -> None:
-        """End what nobody claimed of blocks that are older than their link allows."""
+        """End what nobody claimed of blocks that are older than their link allows; none by a clock that is doubted."""
+        if not self._store.timekeeping.state().is_believed:
+            return
         for link in self._config.link:
             before = int(self._clock()) - link.ttl_seconds
             entry = Entry("block.expire", "upkeep", {"reason": "too old", "link": link.id})
             while link.ttl_seconds and self._store.ageing.expire(link.id, before, entry):
                 pass
+
+    def lapse(self) -> None:
+        """Void keys of relations whose pairs limit how long a key lives; none by a clock that is doubted."""
+        if not self._store.timekeeping.state().is_believed:
+            return
+        entry = Entry("key.expire", "upkeep", {"reason": "its relation's time is over"})
+        for relation_id, ttl in self._store.registry.short_lived():
+            before = int(self._clock()) - ttl
+            while self._store.keys.lapse(relation_id, self._lapsed.get(relation_id, 0), before, entry):
+                pass
+            self._lapsed[relation_id] = before

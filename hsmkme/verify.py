@@ -70,8 +70,7 @@ def verify_receipt(receipt: Any, keys: Keys) -> dict[str, Any]:
         rows = [proved[seq] for seq in wanted if seq in proved]
         if len(rows) != len(wanted):
             raise BrokenError(0, "the receipt lacks rows that it names")
-        ends = {row["epoch"]: row["check_value"] for row in rows if row["event"] == "epoch.destroy"}
-        epochs = _epochs(subject, rows)
+        epochs, ends = _epochs(subject, rows), _ends(rows)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise BrokenError(0, "the file is not a receipt") from None
     if not epochs:
@@ -80,6 +79,20 @@ def verify_receipt(receipt: Any, keys: Keys) -> dict[str, Any]:
     if alive:
         raise BrokenError(0, f"the receipt does not show that epoch {alive[0]} was destroyed")
     return {**text, "check_values": {epoch: ends[epoch] for epoch in sorted(epochs)}}
+
+
+def _ends(rows: list[dict[str, Any]]) -> dict[int, str]:
+    """The check values of the master keys that are gone: each was given up with a key that it wrapped, by which the
+    token showed later that nothing in it is that master key."""
+    given_up = {row["epoch"]: row for row in rows if row["event"] == "epoch.give-up"}
+    ends = {}
+    for row in rows:
+        if row["event"] == "epoch.destroy":
+            before = given_up.get(row["epoch"], {"seq": row["seq"]})
+            if before["seq"] >= row["seq"] or any(before[n] != row[n] for n in ("witness", "check_value")):
+                raise BrokenError(row["seq"], f"the proof for epoch {row['epoch']} is not by a key that it wrapped")
+            ends[row["epoch"]] = row["check_value"]
+    return ends
 
 
 def _span(span: Any, keys: Keys) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -826,12 +827,16 @@ def a_pair_is_allowed_and_denied_in_one_direction(subject: Subject) -> None:
     assert not registry.allow("alice", "bob", ENTRY)
     assert registry.known().allowed("alice", ["bob", "carol"]) == {"bob"}
     assert registry.known().allowed("bob", ["alice"]) == frozenset()
-    assert registry.known().pairs == {("alice", "bob")}
+    assert registry.known().pairs == {("alice", "bob"): 0}
+    assert registry.known().ttl("alice", "bob") == math.inf
+    assert registry.allow("alice", "bob", ENTRY, 60)
+    assert not registry.allow("alice", "bob", ENTRY, 60)
+    assert registry.known().ttl("alice", "bob") == 60
     assert registry.deny("alice", "bob", ENTRY)
     rows = len(subject.log())
     assert not registry.deny("alice", "bob", ENTRY)
     assert len(subject.log()) == rows
-    assert registry.known().pairs == frozenset()
+    assert registry.known().pairs == {}
 
 
 @exercise

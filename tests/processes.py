@@ -35,6 +35,11 @@ def hsmkme(*arguments: object, stdin: bytes = b"") -> Done:
     return _done(_command, arguments, stdin)
 
 
+def killed(kill_at: int, *arguments: object) -> Done:
+    """Run a command of `hsmkme`, killed with -9 at its ``kill_at``-th durable moment; with 0 at none."""
+    return _done(_killed, (kill_at, *arguments))
+
+
 def script(path: Path, *arguments: object) -> Done:
     """Run a file of Python in a process of its own."""
     return _done(_file, (path, *arguments))
@@ -69,6 +74,12 @@ def _command(arguments: list[str]) -> None:
     from hsmkme.cli import main
 
     main(arguments)
+
+
+def _killed(arguments: list[str]) -> None:
+    from tests.kills import command
+
+    command(arguments)
 
 
 def _file(arguments: list[str]) -> None:

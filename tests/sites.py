@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+
 from hsmkme import config as configuration
 from hsmkme.audit import AuditChain
 from hsmkme.config import Config
@@ -87,6 +90,17 @@ class Site:
         text = self.config.read_text()
         assert old in text
         self.config.write_text(text.replace(old, new, 1))
+
+    def enrol(self, needed: int, *names: str) -> None:
+        """Make a key for each officer, in files of their names, and write them into the configuration."""
+        for name in names:
+            key = Ed25519PrivateKey.generate()
+            (self.directory / name).write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()))
+            (self.directory / name).chmod(0o400)
+            public = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
+            (self.directory / f"{name}.pub").write_bytes(public + b"\n")
+        lines = ", ".join(f'{{ name = "{name}", key = "{name}.pub" }}' for name in names)
+        self.change_config("[token]", f"[approvals]\nneeded = {needed}\nofficers = [{lines}]\n[token]")
 
 
 def make_site(directory: Path, token: Token, label: str, softhsm_conf: Path) -> Site:

@@ -33,7 +33,7 @@ from hsmkme.errors import ApprovalRefused, ConfigRefused
 from hsmkme.model import Entry, Lineage
 from hsmkme.officers import NAMESPACE, Officers, Operation, Request, SignedRequest
 from hsmkme.sshsig import private_key, public_key, sign, verified
-from hsmkme.store import Approval, Store
+from hsmkme.store import Approval, Steady, Store
 from tests.conftest import FakeClock
 from tests.processes import Done
 from tests.sites import Site, make_site
@@ -56,7 +56,7 @@ class Board:
         return Officers(needed, {name: self.keys[name].public_key().public_bytes_raw() for name in names})
 
     def approvals(self, configured: Officers | None = None, kme_id: str = "kme-1") -> Approvals:
-        return Approvals(configured or self.policy(), self.store, kme_id, self.clock)
+        return Approvals(self.policy() if configured is None else configured, self.store, kme_id, self.clock)
 
     def file(self, text: str) -> Path:
         path = self.directory / f"approval-{next(self.numbers)}"
@@ -201,6 +201,16 @@ def test_an_approval_ends(board: Board) -> None:
         board.approvals().sign(SignedRequest.read(file), board.keys["dave"])
 
 
+def test_no_approval_counts_by_a_clock_that_is_not_believed(board: Board) -> None:
+    """One that expired would be good again."""
+    file = board.approved()
+    board.store.timekeeping.look(Steady("boot", board.clock.now), "upkeep")
+    board.clock.now -= 3600
+    board.refused("APPROVAL-TIME-1", "the clock is not believed: see `hsmkme clock show`", file)
+    board.clock.now += 3600
+    board.approvals().checked(SHRED, "3", [file], "operator:test")
+
+
 @pytest.mark.parametrize("seconds", [0, -1, MOST_SECONDS + 1])
 def test_an_approval_cannot_be_asked_for_a_longer_time_than_a_week(board: Board, seconds: int) -> None:
     with pytest.raises(ApprovalRefused, match="good for 1 to 604800 seconds"):
@@ -342,13 +352,15 @@ def test_nothing_of_an_approval_is_written_if_the_record_cannot_be(board: Board)
 # The policy -----------------------------------------------------------------------------------------------
 
 
-def test_without_enrolled_officers_nothing_is_approved(store: Store, clock: FakeClock) -> None:
-    approvals = Approvals(None, store, "kme-1", clock)
-    with pytest.raises(ApprovalRefused, match="no officers are enrolled") as refusal:
-        approvals.require(SHRED, "3", [], "test")
+def test_where_nobody_is_enrolled_nobody_has_to_approve_and_the_log_says_so(store: Store, clock: FakeClock) -> None:
+    approvals = Approvals(Officers(), store, "kme-1", clock)
+    approvals.require(SHRED, "3", [], "test")
+    event = json.loads(store.log.latest(1)[0].text)
+    assert (event["event"], event["operation"], event["target"]) == ("approval.none", "epoch.shred", "3")
+    assert approvals.adopt([], "test") == Officers()
+    with pytest.raises(ApprovalRefused, match="no officers are enrolled: name them in") as refusal:
+        approvals.request((SHRED, "3"), Ed25519PrivateKey.generate(), 60)
     assert refusal.value.rule == "APPROVAL-OFFICER-1"
-    with pytest.raises(ApprovalRefused, match="no officers are enrolled"):
-        approvals.adopt([], "test")
 
 
 def test_a_policy_that_was_edited_is_not_in_force(board: Board) -> None:
@@ -360,13 +372,49 @@ def test_a_policy_that_was_edited_is_not_in_force(board: Board) -> None:
 
 
 def test_a_stricter_policy_needs_no_approval(board: Board) -> None:
-    for stricter in (board.policy(3), board.policy(2, NAMES[:3]), board.policy(2, NAMES[1:])):
-        now = Officers.of(board.store.approving.policy() or "")
-        if stricter.is_as_strict_as(now):
-            board.approvals(stricter).adopt([], "test")
-            assert board.store.approving.policy() == stricter.text
-            event = json.loads(board.store.log.latest(1)[0].text)
-            assert (event["event"], event["digest"]) == ("approval.policy", stricter.digest)
+    for stricter in (board.policy(3), Officers(3, board.policy(3).keys, {"keys.min_key_size": 128})):
+        board.approvals(stricter).adopt([], "test")
+        assert board.store.approving.policy() == stricter.text
+        event = json.loads(board.store.log.latest(1)[0].text)
+        assert (event["event"], event["digest"]) == ("approval.policy", stricter.digest)
+
+
+@pytest.mark.parametrize(
+    ("setting", "now", "lower", "stricter"),
+    [
+        ("keys.min_key_size", 128, 64, 256),
+        ("audit.seal_rows", 1000, 1001, 1),
+        ("audit.seal_seconds", 10, 11, 9),
+        ("epochs.rotate_seconds", 86400, 86401, 3600),
+        ("epochs.rotate_seconds", 86400, 0, 1),
+        ("epochs.rotate_blocks", 1000, 0, 999),
+    ],
+)
+def test_a_setting_that_officers_watch_over_is_lowered_with_their_approval_only(
+    board: Board, setting: str, now: int, lower: int, stricter: int
+) -> None:
+    def having(value: int) -> Officers:
+        return Officers(2, board.policy().keys, {setting: value})
+
+    assert having(stricter).lowered_from(having(now)) == having(now).lowered_from(having(now)) == []
+    assert having(lower).lowered_from(having(now)) == [setting]
+    board.approvals(having(now)).adopt([], "test")
+    board.approvals(having(stricter)).require_kept()
+    with pytest.raises(ApprovalRefused, match=f"lowers the policy in force \\({setting}\\)"):
+        board.approvals(having(lower)).require_kept()
+    with pytest.raises(ApprovalRefused, match="`hsmkme approve request policy"):
+        board.approvals(having(lower)).adopt([], "test")
+
+
+def test_a_policy_without_officers_is_lower_than_any_with_them(board: Board) -> None:
+    with pytest.raises(ApprovalRefused, match="lowers the policy in force"):
+        board.approvals(Officers()).require_kept()
+    asked = board.file(board.approvals(Officers()).request((Operation.LOWER, Officers().digest), board.keys["bob"], 60))
+    with pytest.raises(ApprovalRefused, match="2 more of the officers"):
+        board.approvals(Officers()).adopt([asked], "test")
+    board.approvals(Officers()).adopt([board.signed(asked, "alice", "carol")], "test")
+    board.approvals(Officers()).require(SHRED, "3", [], "test")
+    board.approvals().adopt([], "test")  # and back
 
 
 @pytest.mark.parametrize("lower", ["fewer", "another officer", "another key"])
@@ -401,7 +449,9 @@ def test_a_policy_that_changed_meanwhile_is_not_replaced(board: Board) -> None:
         board.store.approving.adopt(was, board.policy(1).text, Entry("approval.policy", "test"), None)
 
 
-def test_everything_wrong_with_the_officers_of_a_configuration_is_said_at_once(board: Board, tmp_path: Path) -> None:
+def test_everything_wrong_with_the_officers_of_a_configuration_is_said_at_once(
+    board: Board, site: Site, tmp_path: Path
+) -> None:
     good = tmp_path / "alice.pub"
     good.write_bytes(board.keys["alice"].public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH))
     (tmp_path / "bad.pub").write_text("ssh-rsa AAAA")
@@ -414,14 +464,16 @@ def test_everything_wrong_with_the_officers_of_a_configuration_is_said_at_once(b
             OfficerSection(name="dave", key=tmp_path / "missing.pub"),
         ],
     )
+    settings = site.settings
     with pytest.raises(ConfigRefused) as refusal:
-        Officers.configured(section)
+        Officers.configured(settings.model_copy(update={"approvals": section}))
     said = "\n".join(refusal.value.findings)
     carol, dave = ("bad.pub of officer carol", "no Ed25519 public key"), ("missing.pub of officer dave", "No such file")
     for part in (*carol, *dave, "one key", "only 4"):
         assert part in said
+    few = ApprovalsSection(needed=2, officers=section.officers[:1])
     with pytest.raises(ConfigRefused, match="needs 2 officers besides the one who asks, and only 1 are enrolled"):
-        Officers.configured(ApprovalsSection(needed=2, officers=section.officers[:1]))
+        Officers.configured(settings.model_copy(update={"approvals": few}))
 
 
 # Signatures of OpenSSH ------------------------------------------------------------------------------------
@@ -510,11 +562,7 @@ def site(tmp_path: Path, token: object, address: object) -> Site:
     home = tmp_path / "site"
     home.mkdir()
     made = make_site(home, token, address.label, address.softhsm_conf)  # type: ignore[attr-defined, arg-type]
-    lines = []
-    for name in NAMES:
-        assert openssh("-q", "-t", "ed25519", "-N", "", "-C", name, "-f", home / name).returncode == 0
-        lines.append(f'{{ name = "{name}", key = "{name}.pub" }}')
-    made.change_config("[token]", f"[approvals]\nneeded = 2\nofficers = [{', '.join(lines)}]\n[token]")
+    made.enrol(2, *NAMES)
     return made
 
 
@@ -558,7 +606,7 @@ def test_a_key_file_that_others_may_read_or_that_is_no_key_is_refused(site: Site
     shutil.copy(site.directory / "alice.pub", site.directory / "wrong")
     (site.directory / "wrong").chmod(0o600)
     done = approve(site, *ask, site.directory / "wrong")
-    assert (done.status, "has no Ed25519 private key" in done.err) == (1, True)
+    assert (done.status, "holds no private key of OpenSSH or PEM" in done.err) == (1, True)
     assert not (site.directory / "file").exists()
 
 

@@ -22,6 +22,7 @@ from hsmkme.model import BlockName, Entry, KeyMaterial, RawBlock, SealedBlock
 from hsmkme.states import BlockState
 from hsmkme.store import Store
 from tests.conftest import PIN, FakeClock
+from tests.kills import watch
 from tests.load import Ledger, Load, check, new_seed
 from tests.processes import processes
 from tests.rotating import KEYS, Kme, new_kme, same
@@ -182,7 +183,7 @@ def test_an_epoch_with_live_blocks_is_not_destroyed(kme: Kme) -> None:
     with pytest.raises(StoreError, match="1 live blocks are under epoch 1: `hsmkme epoch rewrap 1`"):
         kme.rotation.shred(1)
     with pytest.raises(IllegalTransition):
-        kme.store.epochs.destroy(1, bytes(40), Entry("epoch.give-up", "test"))
+        kme.store.epochs.destroy(1, Entry("epoch.give-up", "test"))
     assert kme.masters() == ["master/1", "master/2"]
 
 
@@ -304,47 +305,13 @@ def test_a_compromised_epoch_is_drained_first(kme: Kme) -> None:
 
 def _upkeep(config: str, now: float, kill_at: int) -> None:
     """What upkeep does of epochs until nothing is left to do; killed at the ``kill_at``-th durable moment, if any."""
-    from contextlib import contextmanager
-
     from hsmkme import bootstrap, rotation
     from hsmkme.config import load
-    from hsmkme.hsm import masters
-    from hsmkme.store.database import Database
-
-    moments = 0
-
-    def moment() -> None:
-        nonlocal moments
-        moments += 1
-        if moments == kill_at:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    def watched(owner: Any, name: str) -> None:
-        verb = getattr(owner, name)
-
-        def act(*arguments: Any) -> Any:
-            moment()
-            result = verb(*arguments)
-            moment()
-            return result
-
-        setattr(owner, name, act)
-
-    write = Database.write
-
-    @contextmanager
-    def watched_write(self: Database, **options: Any) -> Iterator[Any]:
-        with write(self, **options) as transaction:
-            yield transaction
-            moment()
-        moment()
 
     settings = load(Path(config))
     store = Store(settings.store, AuditChain(), lambda: now)
     token = bootstrap.open_token(settings.token[0])
-    Database.write = watched_write  # type: ignore[method-assign]
-    watched(masters, "generate_master")
-    watched(masters.MasterKeys, "destroy")
+    watch(kill_at)
     one = rotation.Rotation(token, store, lambda: now, "upkeep")
     for _ in range(8):
         one.keep(EpochsSection(rewrap_per_second=1))

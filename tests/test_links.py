@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from hsmkme.messages.signing import VERSION
 from hsmkme.model import Demand, Entry, Link, Relation
 from hsmkme.states import BlockState
 from hsmkme.store import Draft, Receipt, Store, migrate
-from hsmkme.store.links import OPERATOR, PEER_RESTORED, RESTORED, STARTING
+from hsmkme.store.links import GIVEN_UP, OPERATOR, PEER_RESTORED, RESTORED, STARTING
 from hsmkme.store.outbox import OPEN
 from tests.conftest import FakeClock
 from tests.exercise_store import make_block
@@ -318,6 +319,21 @@ def test_it_is_for_the_restored_end_to_reconcile(site: Site, clock: FakeClock) -
     store.close()
 
 
+@pytest.mark.parametrize("why", [OPEN, OPERATOR, STARTING, PEER_RESTORED])
+def test_keys_are_given_up_only_where_this_store_is_an_old_copy(site: Site, clock: FakeClock, why: str) -> None:
+    store = site.open_store(clock)
+    store.links.freeze("far", why, BY)
+    result = run(site, "link", "give-up", "far", "--yes")
+    assert result.exit_code == 1
+    assert "nothing is to be given up while the link is" in result.output
+    store.links.freeze("far", RESTORED, BY)
+    result = run(site, "link", "give-up", "far")
+    assert result.exit_code == 2
+    assert "say --yes" in result.output
+    assert store.links.state("far").why == RESTORED
+    store.close()
+
+
 def test_a_peer_that_was_never_in_touch_is_listed(site: Site) -> None:
     (peer,) = json.loads(run(site, "peer", "list", "--json").output)
     assert (peer["peer"], peer["links"], peer["last_contact_seconds"]) == ("kme-2", ["far"], None)
@@ -578,3 +594,24 @@ def test_relations_tell_what_was_agreed_and_what_was_accepted(two: Demo, one: De
         states = ("offered", "agreed", "accepted", "uncollected", "partly_collected", "consumed", "void")
         assert row["keys"] == sum(row[state] for state in states)
     assert re.search(r"^sae-1 +sae-2 +theirs ", said(other, "relation", "show"), re.MULTILINE)
+
+
+# The end of its keys --------------------------------------------------------------------------------------
+
+
+def test_keys_of_a_link_of_which_both_stores_are_old_copies_are_given_up_by_command(
+    two: Demo, one: Demo, other: Demo
+) -> None:
+    """The last test on these two: the link has no keys afterwards."""
+    stores = [Store(kme.store, AuditChain(), time.time) for kme in (one, other)]
+    with stores[0].links.turn(LINK), stores[1].links.turn(LINK):  # neither learns from the other in between
+        for store in stores:
+            store.links.freeze(LINK, RESTORED, Entry("alarm.store-restored", "custody"))
+    assert "it opens when the peer gives up its own" in one.cli("link", "give-up", LINK, "--yes").stdout.decode()
+    assert told(one, "link", "show", LINK)["why"] == GIVEN_UP
+    assert "`hsmkme link give-up kme-1.kme-2` at the peer" in said(one, "link", "show", LINK)
+    assert "blocks given up; open" in other.cli("link", "give-up", LINK, "--yes").stdout.decode()
+    opened(two)
+    assert [told(kme, "link", "show", LINK)["pools"][0]["ready"] for kme in (one, other)] == [0, 0]
+    for store in stores:
+        store.close()

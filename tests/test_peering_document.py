@@ -82,7 +82,7 @@ def test_the_times_and_numbers_are_those_of_the_code() -> None:
 
 def test_every_reason_for_which_a_link_is_frozen_is_there() -> None:
     shown = set(re.findall(r"^\| frozen.*\| `([a-z ]+)` \|", DOCUMENT, re.MULTILINE))
-    assert shown == {links.STARTING, links.RESTORED, links.PEER_RESTORED, links.OPERATOR}
+    assert shown == {links.STARTING, links.PEER_RESTORED, *links.LASTING}
 
 
 def test_every_test_that_the_failures_name_exists() -> None:

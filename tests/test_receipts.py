@@ -6,6 +6,7 @@ import base64
 import copy
 import hashlib
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -18,11 +19,15 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, utils
 
 from hsmkme import verify
+from hsmkme.config import EpochsSection
 from hsmkme.errors import StoreError
 from hsmkme.hsm import TokenAddress
+from hsmkme.model import Entry
 from hsmkme.receipts import Receipts
 from tests.conftest import FakeClock
+from tests.processes import killed
 from tests.rotating import KEYS, Kme, new_kme
+from tests.tampering import hand_on
 
 Receipt = dict[str, Any]
 
@@ -119,6 +124,98 @@ def test_the_command_prints_a_receipt_that_is_verified_where_hsmkme_is_not(kme: 
     assert kme.site.hsmkme("prove-destroyed").status == 2
 
 
+def test_killed_at_every_durable_step_and_asked_again_it_gives_the_receipt(kme: Kme) -> None:
+    live_through(kme)
+    for kill_at in range(1, 100):
+        kme.store.log.append(Entry("test", "test"))  # something is to be sealed each time
+        arguments = ("--config", kme.site.config, "prove-destroyed", "--block", "local/one")
+        first = killed(kill_at, *arguments)
+        assert first.status in (0, -signal.SIGKILL), first.err
+        again = killed(0, *arguments)
+        assert again.status == 0, again.err
+        check(kme, again.out)
+        if first.status == 0:
+            assert json.loads(first.out)["spans"], "a seal that is there is used"
+            break
+    assert kill_at > 2
+    assert kme.rows("alarm") == []
+
+
+# What somebody wrote to the store ---------------------------------------------------------------------------
+
+EPOCH_CELLS = ("since", "wraps", "proof", "check_value", "state")
+BLOCK_CELLS = ("epoch", "deposited_at", "not_before", "wrapped", "state", "live", "next_index", "digest", "own_epoch")
+
+
+def write_to(kme: Kme, statement: str, *values: object) -> None:
+    """As somebody does who has the file."""
+    kme.store.close()
+    with hand_on(kme.site.path) as connection:
+        connection.execute(statement, values)
+
+
+def changed(kme: Kme, table: str, column: str, where: str) -> object:
+    """Another value of the same kind."""
+    with kme.store.log._database.read() as connection:
+        (value,) = connection.execute(f"SELECT {column} FROM {table} WHERE {where}").fetchone()  # noqa: S608
+    if isinstance(value, bytes):
+        return value[:-1] + bytes([value[-1] ^ 1])
+    others = {"retired": "exhausted", "destroyed": "deactivated"}
+    return others.get(value, "0123456789") if isinstance(value, str) else int(value or 0) + 1
+
+
+@pytest.mark.parametrize(
+    ("table", "column"), [*(("epoch", name) for name in EPOCH_CELLS), *(("block", name) for name in BLOCK_CELLS)]
+)
+def test_a_receipt_rests_on_the_log_alone_whatever_is_written_to_the_rows(
+    table: str, column: str, kme: Kme, receipts: Receipts
+) -> None:
+    key_id = UUID(live_through(kme))
+    values = {epoch.number: epoch.check_value for epoch in kme.store.epochs.all()[:2]}
+    where = "epoch = 1" if table == "epoch" else "block_id = 'one'"
+    write_to(kme, f"UPDATE {table} SET {column} = ? WHERE {where}", changed(kme, table, column, where))  # noqa: S608
+    for receipt in (receipts.of_key(key_id), receipts.of_block("local/one"), receipts.of_epoch(1)):
+        assert check(kme, receipt)["check_values"].items() <= values.items()
+
+
+@pytest.mark.parametrize(("column", "value"), [("state", "destroyed"), ("proof", 1), ("proof", None)])
+def test_what_a_row_says_of_an_end_that_never_was_gives_no_receipt(
+    column: str, value: object, kme: Kme, receipts: Receipts
+) -> None:
+    kme.deposit("one")
+    kme.collect(kme.fetch(KEYS))
+    kme.rotation.rotate(because="test")
+    write_to(kme, f"UPDATE epoch SET {column} = ? WHERE epoch = 1", value)  # noqa: S608
+    assert not kme.store.epochs.all()[0].proved
+    for wanted in (lambda: receipts.of_epoch(1), lambda: receipts.of_block("local/one")):
+        with pytest.raises(StoreError, match="is not destroyed"):
+            wanted()
+
+
+def test_an_epoch_whose_proof_was_taken_away_is_proved_again_by_the_same_row(kme: Kme, receipts: Receipts) -> None:
+    live_through(kme)
+    write_to(kme, "UPDATE epoch SET proof = 1 WHERE epoch = 1")
+    assert not kme.store.epochs.all()[0].proved
+    kme.rotation.keep(EpochsSection())
+    assert kme.store.epochs.all()[0].proved
+    assert len(kme.rows("alarm.epoch-tampered")) == 1
+    assert len([row for row in kme.rows("epoch.destroy") if '"epoch":1,' in row]) == 1
+    check(kme, receipts.of_block("local/one"))
+
+
+def test_a_log_in_which_a_proof_was_altered_gives_no_receipt(kme: Kme) -> None:
+    """The witness of the proof is what the log said when the epoch was given up, and the chain says whether it is."""
+    live_through(kme)
+    kme.custody.logbook.seal()
+    (row,) = [row for row in kme.store.log.latest(1000, "epoch.give-up") if '"epoch":1,' in row.text]
+    witness = json.loads(row.text)["witness"]
+    write_to(kme, "UPDATE log SET text = replace(text, ?, ?)", witness, "00" * 40)
+    for arguments in (("--epoch", 1), ("--block", "local/one")):
+        done = kme.site.hsmkme("prove-destroyed", *arguments)
+        assert (done.status, done.out) == (1, "")
+        assert "BROKEN" in done.err
+
+
 # Forgeries --------------------------------------------------------------------------------------------------
 
 
@@ -198,8 +295,9 @@ def test_a_receipt_that_leaves_out_what_counts_proves_nothing_though_it_is_signe
     receipt = json.loads(receipts.of_key(UUID(live_through(kme))))
     assert verify.verify_receipt(receipt, [key.public_key()])
     text = json.loads(receipt["receipt"])
-    counts = [row for event in ("epoch.destroy", "block.rewrap", "block.destroy") for *_, row in _rows(receipt, event)]
-    assert len(counts) == 4
+    events = ("epoch.give-up", "epoch.destroy", "block.rewrap", "block.destroy")
+    counts = [row for event in events for *_, row in _rows(receipt, event)]
+    assert len(counts) == 6
     for row in counts:
         left = json.dumps({**text, "rows": [seq for seq in text["rows"] if seq != row["seq"]]})
         signature = _signed(key, hashlib.sha256(b"hsmkme/receipt/1" + left.encode()).digest())

@@ -19,10 +19,10 @@ from hsmkme.errors import ObjectMissing, PoolShort
 from hsmkme.hsm import Token, TokenAddress
 from hsmkme.hsm.anchor import ANCHOR_LABEL, anchor_template
 from hsmkme.identifiers import KeyIds
-from hsmkme.model import BlockName, Demand, KeyMaterial, Lineage, OpenKey, RawBlock, Relation
+from hsmkme.model import BlockName, Demand, Entry, KeyMaterial, Lineage, OpenKey, RawBlock, Relation
 from hsmkme.states import BlockState
 from hsmkme.store import Store
-from hsmkme.store.reconciling import KEYS_OF_BLOCKS
+from hsmkme.store.ending import KEYS_OF_BLOCKS
 from hsmkme.upkeep import Upkeep
 from tests.conftest import PIN, FakeClock
 from tests.sites import Site, make_site
@@ -135,6 +135,25 @@ def test_links_to_peers_wait_for_a_reconciliation(site: Site, clock: FakeClock, 
     assert store.links.state("far").why == "restored"
 
 
+def test_a_copy_whose_log_was_made_longer_since_is_still_one(site: Site, clock: FakeClock, tmp_path: Path) -> None:
+    store, custody = site.open(clock)
+    deposit(custody, "one")
+    copy = copied(site, tmp_path / "copy")
+    fetch(custody, clock, 3)
+    upkeep(site, store, custody, clock).anchor()
+    store.close()
+    put_back(site, copy)
+    padded = site.open_store(clock)
+    for number in range(20):
+        padded.log.append(Entry("padding", "test", {"number": number}))
+    padded.close()
+    store, custody = site.open(clock)
+    assert len(alarms(store)) == 1
+    with pytest.raises(PoolShort):
+        fetch(custody, clock, 1)
+    store.close()
+
+
 def test_another_store_on_the_same_token_is_no_old_copy(site: Site, clock: FakeClock) -> None:
     site.token.anchor().drop(Lineage(bytes(range(16)), 3, 1_000_000))
     store, _ = site.open(clock)
@@ -155,7 +174,7 @@ def test_an_anchor_that_a_killed_process_left_broken_is_replaced(site: Site) -> 
 def test_an_anchor_that_a_killed_process_did_not_destroy_is_the_older_one(site: Site) -> None:
     store_id = bytes(range(16))
     site.token.anchor().drop(Lineage(store_id, 1, 5))
-    add_object(site, store_id + bytes(7) + b"\0" + bytes(6) + b"\1\0")
+    add_object(site, store_id + bytes(7) + b"\0" + bytes(6) + b"\1\0")  # of before, without a hash
     assert site.token.anchored() == Lineage(store_id, 1, 5)
 
 

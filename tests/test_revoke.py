@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,9 @@ from hsmkme.revocation import Revocation
 from hsmkme.store import Scope
 from hsmkme.upkeep import Upkeep
 from tests.conftest import FakeClock
+from tests.processes import killed
 from tests.rotating import KEYS, RELATION, Kme, new_kme
+from tests.world import Demo
 
 OTHER = Relation.of("sae-3", ["sae-4"])
 ENTRY = Entry("test", "test")
@@ -222,3 +225,65 @@ def test_a_command_that_makes_no_sense_is_refused(
 ) -> None:
     done = kme.site.hsmkme("revoke", *arguments, "--reason", "test")
     assert (done.status, said in done.err) == (status, True), done.err
+
+
+# Kills ------------------------------------------------------------------------------------------------------
+
+
+def _by_sae(kme: Kme, number: int) -> Relation:
+    kme.store.registry.add_sae(f"master-{number}", "kme-1", ENTRY)
+    return Relation.of(f"master-{number}", ["sae-2"])
+
+
+@pytest.mark.parametrize("meant", ["block", "epoch", "sae"])
+def test_killed_at_every_durable_step_and_given_again_it_comes_to_the_same_end(meant: str, kme: Kme) -> None:
+    """Each time another block: of its four keys one is collected, one delivered, one agreed on, one of nobody."""
+    for number in range(1, 100):
+        relation = _by_sae(kme, number)
+        kme.deposit(f"bad-{number}")
+        has, waits = kme.fetch(1, relation), kme.fetch(1, relation)
+        kme.collect(has)
+        with kme.store.log._database.write(logged=False) as transaction:
+            transaction.execute("UPDATE block SET tag = zeroblob(16) WHERE block_id = ?", (f"bad-{number}",))
+        name = {"block": f"bad-{number}", "epoch": number, "sae": f"master-{number}"}[meant]
+        arguments = ("--config", kme.site.config, "revoke", f"--{meant}", name, "--reason", "test", "--json")
+        first = killed(number, *arguments)
+        assert first.status in (0, -signal.SIGKILL), first.err
+        again = killed(0, *arguments)
+        assert again.status == 0, again.err
+        delivered = {row["master"]: row["key_IDs"] for row in json.loads(again.out)["delivered"]}
+        known = sorted(str(key.key_id) for key in [*has, *waits])
+        assert delivered[relation.master] == known
+        states = kme.custody.held([has[0].key_id, waits[0].key_id])
+        assert [states[key.key_id].state for key in [*has, *waits]] == ["consumed", "void"]
+        told = [json.loads(row) for row in kme.rows("key.compromised")]
+        assert {k for row in told for k in row["key_IDs"] if row["master"] == relation.master} == set(known)
+        if meant == "sae":
+            assert kme.store.registry.known().saes[relation.master].revoked
+            assert len([row for row in kme.rows("sae.revoke") if f'"{relation.master}"' in row]) == 1
+        else:
+            blocks = "block JOIN segments USING (block_pk)"
+            assert count(kme, f"SELECT count(*) FROM {blocks} WHERE block_id = 'bad-{number}'") == 0  # noqa: S608
+            assert len([row for row in kme.rows("block.revoke") if f'"bad-{number}"' in row]) == 1
+            assert count(kme, "SELECT count(*) FROM outbox WHERE call = 'blocks/revoke'") == number
+        if meant == "epoch":
+            assert kme.states()[number] == "destroyed"
+            assert kme.masters() == [f"master/{number + 1}"]
+        if first.status == 0:
+            break
+    assert number > {"block": 8, "epoch": 16, "sae": 4}[meant]
+    assert kme.rows("alarm") == []
+
+
+def test_workers_that_run_give_nothing_more_of_what_is_revoked(fresh_demo: Callable[..., Demo]) -> None:
+    demo = fresh_demo(saes=2, keys=512, workers=2)
+    fetched = demo.enc("sae-1", "sae-2", number=8)
+    with demo.session("sae-1") as master, demo.session("sae-2") as slave:
+        assert master.post(demo.url("sae-2/enc_keys"), json={}, timeout=60).status_code == 200
+        told = json.loads(demo.cli("revoke", "--link", "local", "--reason", "test", "--json").stdout)
+        assert master.post(demo.url("sae-2/enc_keys"), json={}, timeout=60).status_code == 503
+        wanted = {"key_IDs": [{"key_ID": key_id} for key_id in fetched]}
+        assert slave.post(demo.url("sae-1/dec_keys"), json=wanted, timeout=60).status_code == 400
+    (relation,) = told["delivered"]
+    assert set(fetched) <= set(relation["key_IDs"])
+    assert demo.stored("sae-1", "sae-2") == 0

@@ -28,7 +28,7 @@ from hsmkme.ceremony import envelopes
 from hsmkme.ceremony.backups import Asked, Backup, make_backup, read_backup, restore_backup, write_backup
 from hsmkme.ceremony.field import inverse, multiply, value_at, weighed, weights_at_zero
 from hsmkme.ceremony.shares import SCANNED, Gathering, Share, ShareSet, decoded, read_share, split
-from hsmkme.ceremony.sheets import Receiver, sheet, write_sheet
+from hsmkme.ceremony.sheets import Receiver, sheet, write_private
 from hsmkme.cli import main
 from hsmkme.errors import OperatorFault, ShareRefused
 from hsmkme.hsm import Token, TokenAddress, templates
@@ -337,14 +337,14 @@ def test_the_code_on_a_sheet_is_the_share_and_can_lose_a_quarter_of_its_squares(
 
 def test_a_sheet_is_a_new_file_for_its_owner_alone(tmp_path: Path) -> None:
     _, shares = split(secret(), 2, 2)
-    receiver = Receiver("a", "master/1", 2)
-    write_sheet(tmp_path / "sheet.html", shares[0], receiver)
+    one, other = (sheet(share, Receiver("a", "master/1", 2)) for share in shares)
+    write_private(tmp_path / "sheet.html", one)
     assert (tmp_path / "sheet.html").stat().st_mode & 0o777 == 0o600
-    with pytest.raises(OperatorFault, match="never overwritten"):
-        write_sheet(tmp_path / "sheet.html", shares[1], receiver)
+    with pytest.raises(OperatorFault, match="nothing is overwritten"):
+        write_private(tmp_path / "sheet.html", other)
     with pytest.raises(OperatorFault, match="cannot be written"):
-        write_sheet(tmp_path / "missing" / "sheet.html", shares[1], receiver)
-    assert shares[0].commitment.hex() in (tmp_path / "sheet.html").read_text()
+        write_private(tmp_path / "missing" / "sheet.html", other)
+    assert (tmp_path / "sheet.html").read_text() == one
 
 
 # Envelopes ------------------------------------------------------------------------------------------------

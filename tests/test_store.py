@@ -275,7 +275,7 @@ def test_what_another_process_changes_in_the_registry_is_known_at_once_and_read_
         "INSERT OR REPLACE INTO sae VALUES ('alice', 'kme-1', 1)",
         "DELETE FROM pair",
         "UPDATE pair SET slave = 'carol'",
-        "INSERT INTO pair VALUES ('bob', 'alice')",
+        "INSERT INTO pair (master, slave) VALUES ('bob', 'alice')",
     ],
 )
 def test_no_change_of_the_registry_goes_unseen_whoever_makes_it(subject: Subject, path: Path, statement: str) -> None:

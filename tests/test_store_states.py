@@ -267,11 +267,18 @@ def test_a_block_moves_to_the_active_epoch_and_never_back(subject: Subject, raw:
         "DELETE FROM epoch",
         "UPDATE epoch SET check_value = '9911223344'",
         "UPDATE epoch SET epoch = 3",
-        "UPDATE epoch SET proved = 1",
+        "UPDATE epoch SET proof = 1",
     ],
 )
 def test_what_an_epoch_is_does_not_change(change: str, subject: Subject, raw: sqlite3.Connection) -> None:
     refused(raw, change)
+
+
+def test_the_time_before_which_a_block_is_not_released_does_not_change(
+    subject: Subject, raw: sqlite3.Connection
+) -> None:
+    subject.deposit(make_block(2, 256), BlockState.READY)
+    refused(raw, "UPDATE block SET not_before = 5")
 
 
 # The counter --------------------------------------------------------------------------------------------

@@ -53,8 +53,8 @@ EPOCH = "epoch = 1"
 ROWS = {"block": BLOCK, "segments": BLOCK, "taken": BLOCK, "key": KEY, "epoch": EPOCH}
 
 UNUSED = {
-    *(("block", column) for column in ("digest", "deposited_at", "own_epoch", "first_epoch")),
-    *(("epoch", column) for column in ("since", "wraps", "witness", "proved")),
+    *(("block", column) for column in ("digest", "deposited_at", "own_epoch", "not_before")),
+    *(("epoch", column) for column in ("since", "wraps", "proof")),
     ("key", "claimed_at"),
 }
 """Values on which no delivery depends: times, whose turn it is with a peer, what finds a block that comes twice."""

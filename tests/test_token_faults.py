@@ -598,3 +598,32 @@ def test_a_module_that_is_not_initialised_is_a_loss_of_handles_in_the_bindings_o
 def test_errors_that_are_not_the_tokens_pass_unchanged() -> None:
     with pytest.raises(ZeroDivisionError), translated("trying"):
         raise ZeroDivisionError
+
+
+def test_a_token_that_was_killed_before_it_had_an_so_pin_is_removed_and_no_other(fragile: TokenAddress) -> None:
+    """SoftHSM does not start with such a one beside it (CKR_GENERAL_ERROR)."""
+    born = token_file(fragile)
+    tokens, content = born.parent.parent, born.read_bytes()
+
+    def made(name: str, **files: bytes) -> Path:
+        (tokens / name).mkdir()
+        for file, text in files.items():
+            (tokens / name / file.replace("_", ".")).write_bytes(text)
+        return tokens / name
+
+    unborn = [
+        made("begun", token_object=content[:8], token_lock=b""),
+        made("labelled", token_object=content[:104], token_lock=b"", generation=bytes(8)),
+    ]
+    others = [
+        born.parent,
+        made("empty"),
+        made("no login was finished", token_object=b"", token_lock=b""),
+        made("has an SO PIN", token_object=content),
+        made("has an object", token_object=content[:104], one_object=b"x"),
+        made("was logged in to", token_object=content[:104], token_object_kept=content),
+    ]
+    mend_token_files(fragile.softhsm_conf or Path())
+    assert [path for path in unborn if path.exists()] == []
+    assert [path for path in others if not path.exists()] == []
+    assert born.read_bytes() == content

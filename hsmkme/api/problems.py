@@ -16,6 +16,7 @@ from werkzeug.exceptions import HTTPException
 
 from hsmkme.errors import (
     BadRequest,
+    ClockSetBack,
     HsmkmeError,
     NotEnoughKeys,
     NotEntitled,
@@ -40,11 +41,13 @@ _STATUS: Final[Mapping[type[Exception], int]] = {
     OverLimit: 503,
     TokenUnavailable: 503,
     StoreUnavailable: 503,
+    ClockSetBack: 503,
     OperatorFault: 503,
     TokenMisuse: 500,
 }
 
 _UNAVAILABLE: Final = "the KME cannot deliver keys now"
+_WRONG_TIME: Final = f"{_UNAVAILABLE}: its clock was set back"
 _RETRY_SECONDS: Final = 5
 _LINE_SECONDS: Final = 1.0
 """How far apart lines on faults of one kind are, at least."""
@@ -114,7 +117,7 @@ def problem(error: HsmkmeError, faults: FaultLog) -> Answer:
             body["details"] = list(error.details)
         log.info("refused %s (%s)", error.rule, error.message)
     else:
-        body = {"message": _UNAVAILABLE}
+        body = {"message": _WRONG_TIME if isinstance(error, ClockSetBack) else _UNAVAILABLE}
         faults.tell(error)
     retry_after = [("Retry-After", str(getattr(error, "retry_after", _RETRY_SECONDS)))] if status == 503 else []
     return answer(body, status, retry_after)

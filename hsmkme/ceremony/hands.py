@@ -8,6 +8,7 @@ from typing import Final, Protocol, TypeVar
 
 from hsmkme.ceremony.backups import Asked, Backup, make_backup, restore_backup, write_backup
 from hsmkme.ceremony.shares import Gathering, Share, ShareSet, split
+from hsmkme.ceremony.sheets import write_private
 from hsmkme.ceremony.step import Role
 from hsmkme.errors import OperatorFault, PinRefused
 from hsmkme.hsm import initialising
@@ -137,6 +138,10 @@ class TokenHands:
         self.close()
         return make_backup(self._address, lambda: so_pin, lambda: user_pin, asked)
 
+    def issue(self, path: Path, text: str) -> None:
+        """See `Backups`."""
+        write_private(path, text)
+
     def keep(self, path: Path, backup: Backup) -> None:
         """See `Backups`."""
         write_backup(path, backup)
@@ -199,6 +204,9 @@ class DryHands:
         """See `Backups`. The shares are of no key."""
         public, shares = split(KeyMaterial(bytes(32)), asked.threshold, asked.count, _no_randomness)
         return Backup(WrappedMaster(asked.epoch, UNKNOWN, bytes(40)), public), shares
+
+    def issue(self, path: Path, text: str) -> None:
+        """See `Backups`."""
 
     def keep(self, path: Path, backup: Backup) -> None:
         """See `Backups`."""

@@ -1,4 +1,4 @@
-"""What is done with a plan: checked, run dry, held, rehearsed."""
+"""What is done with a plan: checked, run dry, held."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Final, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from hsmkme.ceremony import checks, verifying
 from hsmkme.ceremony.checks import Machine
@@ -18,30 +18,15 @@ from hsmkme.ceremony.plan import Plan, Written
 from hsmkme.ceremony.prompts import DryDesk
 from hsmkme.ceremony.step import Epochs, Room
 from hsmkme.ceremony.transcript import Told, Transcript, read
-from hsmkme.errors import ConfigRefused, OperatorFault
+from hsmkme.errors import ConfigRefused
 from hsmkme.hsm import initialising
-from hsmkme.hsm.module import digest_of
 from hsmkme.hsm.officer import Officer
-from hsmkme.hsm.profiles import TokenAddress, load_profile
+from hsmkme.hsm.profiles import TokenAddress
 from hsmkme.hsm.session import PinSource
 from hsmkme.model import Clock
 
 Say = Callable[[str], None]
 Result = TypeVar("Result")
-
-REHEARSAL_PROFILE: Final = "softhsm-2.6"
-REHEARSAL_LABEL: Final = "test-rehearsal"
-REHEARSAL_PINS: Final = ("rehearsal-so", "rehearsal-user")
-"""Of the SO and of the user, on a token that is made for one rehearsal."""
-_ALL_KEYS: Final = ("audit", "master/1", "digest", "anchor")
-
-_CONF: Final = """\
-directories.tokendir = {directory}/tokens
-objectstore.backend = file
-log.level = ERROR
-slots.removable = false
-library.reset_on_fork = true
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,40 +124,3 @@ def _present(plan: Plan, told: Told, desk: Desk) -> frozenset[str]:
         return frozenset(officer.labels())
     finally:
         officer.close()
-
-
-def rehearse(written: Written, directory: Path, desk: Desk, clock: Clock, keeper: Keeper) -> bytes:
-    """Hold the same ceremony on a new SoftHSM token in ``directory``, with a transcript beside it."""
-    if any(directory.iterdir()):
-        raise OperatorFault(f"{directory} is not empty: a rehearsal begins with nothing")
-    (directory / "tokens").mkdir(mode=0o700)
-    conf = directory / "softhsm2.conf"
-    conf.write_text(_CONF.format(directory=directory))
-    plan = _on_new_token(written.plan, directory, conf)
-    if not plan.initialises:
-        _prepare(plan)
-        if plan.active_before is not None:
-            keeper.prepare(plan.token.address, REHEARSAL_PINS[1], plan.active_before)
-        desk.say(f"In this rehearsal the SO PIN is {REHEARSAL_PINS[0]} and the user PIN {REHEARSAL_PINS[1]}.")
-    return hold(Written(plan, written.text), desk, clock, keeper, ["a rehearsal"])
-
-
-def _on_new_token(plan: Plan, directory: Path, conf: Path) -> Plan:
-    """The same plan for another token."""
-    library = Path(load_profile(REHEARSAL_PROFILE).module)
-    changes = {"profile": REHEARSAL_PROFILE, "module": library, "module_sha256": digest_of(library)}
-    token = {**changes, "label": REHEARSAL_LABEL, "serial": None, "softhsm_conf": conf}
-    steps = [step.rehearsed_in(directory) for step in plan.step]
-    other = {"token": plan.token.model_copy(update=token), "transcript": directory / "transcript.jsonl"}
-    return plan.model_copy(update={**other, "step": steps})
-
-
-def _prepare(plan: Plan) -> None:
-    """A token with what a KME has, but for what the plan makes."""
-    made = {label for step in plan.step for label in step.makes()}
-    initialising.initialise_token(plan.token.address, *REHEARSAL_PINS)
-    hands = TokenHands(plan.token.address, lambda use: use(lambda: REHEARSAL_PINS[1]), again=False)
-    for label in _ALL_KEYS:
-        if label not in made:
-            hands.make(label, backed=True)
-    hands.close()

@@ -88,13 +88,13 @@ def sheet(share: Share, receiver: Receiver) -> str:
     )
 
 
-def write_sheet(path: Path, share: Share, receiver: Receiver) -> None:
-    """Write the page to a new file that only its owner may read; raises `OperatorFault` if there is a file."""
+def write_private(path: Path, text: str) -> None:
+    """Write a page to a new file that only its owner may read; raises `OperatorFault` if there is a file."""
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except FileExistsError:
-        raise OperatorFault(f"{path} exists: a sheet is never overwritten, name another file") from None
+        raise OperatorFault(f"{path} exists: nothing is overwritten, name another file") from None
     except OSError as error:
-        raise OperatorFault(f"the sheet {path} cannot be written: {error.strerror}") from error
+        raise OperatorFault(f"{path} cannot be written: {error.strerror}") from error
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(sheet(share, receiver))
+        file.write(text)

@@ -66,6 +66,9 @@ class Backups(Protocol):
     def back_up(self, asked: Asked, so_pin: str, user_pin: str) -> tuple[Backup, tuple[Share, ...]]:
         """Wrap a master key under a new key that exists as shares from here on."""
 
+    def issue(self, path: Path, text: str) -> None:
+        """Write what is for one custodian alone."""
+
     def keep(self, path: Path, backup: Backup) -> None:
         """Write the backup file."""
 
@@ -147,7 +150,7 @@ class Step(Table):
         return []
 
     def rehearsed_in(self, directory: Path) -> Self:  # noqa: ARG002
-        """The same step with files of its own in ``directory``; raises `OperatorFault` if it cannot be rehearsed."""
+        """The same step with files of its own in ``directory``."""
         return self
 
     def active_before(self) -> int | None:

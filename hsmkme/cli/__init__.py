@@ -33,11 +33,13 @@ _PASSING = (PeerUnavailable, PoolFull, StoreUnavailable, TokenUnavailable)
 _MODULES: Final = {
     "check": "check",
     "migrate": "operate",
+    "restore": "operate",
     "serve": "serving",
     "serve-peers": "serving",
     "upkeep": "operate",
     "deposit": "deposit",
     "simulate": "deposit",
+    "clock": "clock",
     "sae": "registry",
     "pair": "registry",
     "link": "links",

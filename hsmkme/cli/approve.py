@@ -14,8 +14,7 @@ from hsmkme.approvals import Approvals, Standing
 from hsmkme.cli.shared import JSON_OPTION, console, load_config, operator, with_config
 from hsmkme.errors import OperatorFault
 from hsmkme.officers import Operation, SignedRequest
-from hsmkme.secrecy import private_text
-from hsmkme.sshsig import private_key
+from hsmkme.secrecy import signing_key
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
 _KEY_OPTION = click.option("--key", "key_file", type=_FILE, required=True,
@@ -36,7 +35,7 @@ def approve() -> None:
 @with_config
 def approve_request(operation: str, target: str, key_file: Path, out: Path, hours: int, config: str | None) -> None:
     """Ask for OPERATION on TARGET, as the officer whose key this is."""
-    text = _approvals(config).request((Operation(operation), target), _private_key(key_file), hours * 3600)
+    text = _approvals(config).request((Operation(operation), target), _key(key_file), hours * 3600)
     try:
         with out.open("x", encoding="utf-8") as file:
             file.write(text)
@@ -57,7 +56,7 @@ def approve_sign(file: Path, key_file: Path, yes: bool, config: str | None) -> N
     _tell(approvals.standing([file]))
     if not yes:
         click.confirm("Do you approve this?", abort=True)
-    signature = approvals.sign(signed, _private_key(key_file))
+    signature = approvals.sign(signed, _key(key_file))
     with file.open("a", encoding="utf-8") as opened:
         opened.write(signature)
     click.echo(f"{file}: signed")
@@ -83,7 +82,8 @@ def approve_show(files: tuple[Path, ...], config: str | None, as_json: bool) -> 
 def approve_adopt(files: tuple[Path, ...], config: str | None) -> None:
     """Put [approvals] of the configuration in force. To lower it, FILES approve `policy.lower`."""
     policy = _approvals(config).adopt(files, operator())
-    click.echo(f"in force: {policy.needed} besides who asks, of {', '.join(policy.keys)}")
+    who = f"{policy.needed} besides who asks, of {', '.join(policy.keys)}" if policy.needed else "nobody has to approve"
+    click.echo(f"in force: {who}")
 
 
 def _approvals(config: str | None) -> Approvals:
@@ -91,16 +91,8 @@ def _approvals(config: str | None) -> Approvals:
     return bootstrap.approvals(settings, bootstrap.open_store(settings))
 
 
-def _private_key(path: Path) -> Ed25519PrivateKey:
-    content = private_text(path, "the private key").encode()
-    try:
-        try:
-            return private_key(content, None)
-        except TypeError:  # it is encrypted
-            passphrase = click.prompt(f"Passphrase of {path}", hide_input=True, err=True)
-            return private_key(content, passphrase.encode())
-    except ValueError:
-        raise OperatorFault(f"{path} has no Ed25519 private key, or the passphrase is another one") from None
+def _key(path: Path) -> Ed25519PrivateKey:
+    return signing_key(path, lambda use: use(click.prompt(f"Passphrase of {path}", hide_input=True, err=True)))
 
 
 def _facts(standing: Standing) -> dict[str, object]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from hsmkme import bootstrap, verify
+from hsmkme.bootstrap import Parts
 from hsmkme.cli.shared import JSON_OPTION, config_path, console, load_config, show, with_config
 from hsmkme.errors import AuditBroken, HsmkmeError
 
@@ -24,9 +25,8 @@ def audit() -> None:
 def audit_verify(config: str | None, as_json: bool) -> None:
     """Check every row, every seal, and that nothing is missing. Exit status 1 names the first bad row."""
     parts = bootstrap.open_parts(config_path(config))
-    keys = verify.keys_in(parts.custody.logbook.public_keys())
     try:
-        report = verify.verify(parts.custody.logbook.export(parts.config.kme_id), keys)
+        report = verify.verify(parts.custody.logbook.export(parts.config.kme_id), signing_keys(parts))
     except verify.BrokenError as error:
         raise AuditBroken(str(error).partition(": ")[2], error.row) from error
     if as_json:
@@ -92,3 +92,8 @@ def _facts(facts: dict[str, object]) -> str:
         long = isinstance(value, list) and len(value) > 2
         parts.append(f"{name}={len(value)} of them" if long else f"{name}={value}")  # type: ignore[arg-type]
     return "  ".join(parts)
+
+
+def signing_keys(parts: Parts) -> verify.Keys:
+    """The public halves of the keys that sign the log, of each token that answers."""
+    return verify.keys_in(parts.custody.logbook.public_keys())

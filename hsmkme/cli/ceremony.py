@@ -14,7 +14,7 @@ import click
 
 from hsmkme import bootstrap
 from hsmkme import config as configuration
-from hsmkme.ceremony import checks, document, drafts, holding, plan, verifying
+from hsmkme.ceremony import checks, document, drafts, holding, plan, rehearsing, verifying
 from hsmkme.ceremony.people import Desk
 from hsmkme.ceremony.plan import Written
 from hsmkme.ceremony.prompts import AnswersDesk, read_answers
@@ -109,7 +109,7 @@ def rehearse(plan_file: Path, answers: Path | None, directory: Path | None) -> N
     home.mkdir(parents=True, exist_ok=True)
     desk = AnswersDesk(read_answers(answers), click.echo) if answers else Terminal()
     keeper = StoreKeeper(home / "store.sqlite", time.time)
-    _tell_digest(home / "transcript.jsonl", holding.rehearse(written, home, desk, time.time, keeper))
+    _tell_digest(home / "transcript.jsonl", rehearsing.rehearse(written, home, desk, time.time, keeper))
 
 
 @ceremony.command("verify")
@@ -159,11 +159,11 @@ def print_(plan_file: Path, transcript: Path | None, html_file: Path | None, pdf
 
 
 def _pdf(content: document.Document) -> bytes:
-    """The library for PDF is an extra: no service needs it."""
+    """The libraries for PDF are an extra: no service needs them."""
     try:
         from hsmkme.ceremony.pdf import pdf
     except ImportError as error:
-        raise OperatorFault("PDF needs another library: pip install 'hsmkme[print]'; or use --html") from error
+        raise OperatorFault("PDF needs other libraries: pip install 'hsmkme[print]'; or use --html") from error
     return pdf(content)
 
 

@@ -10,7 +10,7 @@ import click
 from hsmkme.ceremony.backups import Backup, read_backup
 from hsmkme.ceremony.envelopes import new_key, open_envelope
 from hsmkme.ceremony.shares import Gathering, Share, read_share
-from hsmkme.ceremony.sheets import Receiver, write_sheet
+from hsmkme.ceremony.sheets import Receiver, sheet, write_private
 from hsmkme.errors import OperatorFault, ShareRefused
 from hsmkme.secrecy import private_text
 
@@ -55,7 +55,7 @@ def custodian_open(envelope: Path, key_file: Path, name: str, sheet_file: Path, 
     share = open_envelope(text, private_text(key_file, "the private key").encode())
     _require_of(share, backup)
     receiver = Receiver(name, f"master/{backup.master.epoch}", len(backup.shares.commitments))
-    write_sheet(sheet_file, share, receiver)
+    write_private(sheet_file, sheet(share, receiver))
     click.echo(f"{sheet_file}: print it, then destroy it and {envelope}")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from contextlib import ExitStack
+from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO
 
@@ -14,7 +15,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from hsmkme import bootstrap
 from hsmkme.bootstrap import Parts
-from hsmkme.cli.shared import JSON_OPTION, config_path, operator, with_config
+from hsmkme.cli.shared import JSON_OPTION, MOMENT, config_path, operator, seconds, with_config
 from hsmkme.drivers.keyfile import FORMATS, Format, KeyFile
 from hsmkme.drivers.simulator import Simulator
 from hsmkme.intake import Driver, Tally
@@ -27,10 +28,18 @@ from hsmkme.intake import Progress as OnBlock
 @click.option("--key-bits", type=int, help="Bits of one key. Default: the link's.")
 @click.option("--block-id", help="What both ends call this block. Default for a local link: from its content.")
 @click.option("--format", "form", type=click.Choice(FORMATS), default="auto", help="Default: found out by looking.")
+@click.option("--not-before", type=MOMENT, help="Release no key before then, UTC. The same at both ends of a link.")
 @with_config
 @JSON_OPTION
 def deposit(
-    file: str, link_id: str, key_bits: int | None, block_id: str | None, form: Format, config: str | None, as_json: bool
+    file: str,
+    link_id: str,
+    key_bits: int | None,
+    block_id: str | None,
+    form: Format,
+    not_before: datetime | None,
+    config: str | None,
+    as_json: bool,
 ) -> None:
     """Deposit the raw keys in FILE (- for standard input)."""
     parts = bootstrap.open_parts(config_path(config))
@@ -52,6 +61,7 @@ def deposit(
             operator(),
             lambda count: bar.advance(task, count),
             parts.custody.block_id_of,
+            seconds(not_before, 0),
         )
         tally = _run(parts, keyfile)
     _report(tally, link_id, as_json)

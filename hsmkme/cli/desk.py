@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import getpass
+import os
 import signal
 import sys
 from types import FrameType
+from typing import Final
 
 import click
 
 from hsmkme.ceremony.people import Prompt
+
+_CLEAR: Final = "\x1b[H\x1b[2J\x1b[3J"
+_SCREENS: Final = "\n" * 300
+"""Where no code clears a screen, as on many a serial console: nothing of what was shown is left on it."""
 
 
 class Terminal:
@@ -34,9 +40,9 @@ class Terminal:
             signal.signal(signal.SIGINT, _not_now)
 
     def clear(self) -> None:
-        """See `Desk`. The lines that were scrolled away are cleared too."""
+        """See `Desk`. The lines that were scrolled away are cleared too, if the terminal can do that."""
         if sys.stdout.isatty():
-            click.echo("\x1b[H\x1b[2J\x1b[3J", nl=False)
+            click.echo(_SCREENS if os.environ.get("TERM", "") in ("", "dumb", "unknown") else _CLEAR, nl=False)
 
 
 def _not_now(_signal: int, _frame: FrameType | None) -> None:

@@ -5,14 +5,27 @@ from __future__ import annotations
 import json
 import time
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import click
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from hsmkme import bootstrap
-from hsmkme.cli.shared import JSON_OPTION, config_path, console, load_config, operator, show, with_config
+from hsmkme.cli.shared import (
+    APPROVAL_OPTION,
+    JSON_OPTION,
+    config_path,
+    console,
+    load_config,
+    operator,
+    require_approved,
+    show,
+    with_config,
+)
 from hsmkme.errors import StoreError
+from hsmkme.officers import Operation
+from hsmkme.revocation import Revocation
 from hsmkme.rotation import Rotation
 from hsmkme.store import Epoch, Store
 
@@ -93,18 +106,25 @@ def epoch_rewrap(number: int, config: str | None, as_json: bool) -> None:
 
 @epoch.command("shred")
 @click.argument("number", metavar="EPOCH", type=int)
+@click.option("--now", is_flag=True, help="Wait for no block to move: what is under it is given up. Needs officers.")
+@APPROVAL_OPTION
 @with_config
 @JSON_OPTION
-def epoch_shred(number: int, config: str | None, as_json: bool) -> None:
+def epoch_shred(number: int, now: bool, approvals: tuple[Path, ...], config: str | None, as_json: bool) -> None:
     """Destroy the master key of EPOCH, under which no live block is, and prove it.
 
     Every old copy of what was under it is worthless afterwards, backups too.
     """
-    _, rotation = opened(config, number)
-    fresh = rotation.shred(number)
+    store, rotation = opened(config, number)
+    given_up = 0
+    if now:
+        store.epochs.one(number)
+        require_approved(config, store, (Operation.SHRED, number), approvals)
+        given_up = Revocation(store, operator(), f"epoch {number} is shredded now").shred(number, rotation).blocks
+    fresh = now or rotation.shred(number)
     told = "master key destroyed, and proved to be" if fresh else "was destroyed before"
-    facts = {"epoch": number, "destroyed": True, "now": fresh}
-    click.echo(json.dumps(facts) if as_json else f"epoch {number}: {told}")
+    facts = {"epoch": number, "destroyed": True, "now": fresh, "given_up": given_up}
+    click.echo(json.dumps(facts) if as_json else f"epoch {number}: {told}; {given_up} blocks given up")
 
 
 def opened(config: str | None, epoch: int) -> tuple[Store, Rotation]:

@@ -11,13 +11,13 @@ import click
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from hsmkme import bootstrap
-from hsmkme.cli.shared import JSON_OPTION, config_path, console, load_config, operator, show, with_config
+from hsmkme.cli.shared import JSON_OPTION, config_path, console, load_config, moment, operator, show, with_config
 from hsmkme.config import Config
 from hsmkme.errors import StoreError
 from hsmkme.messages.bodies import Standing
 from hsmkme.model import Entry, Link
 from hsmkme.store.claims import AWAY_SECONDS
-from hsmkme.store.links import OPERATOR, PEER_RESTORED, RESTORED, STARTING
+from hsmkme.store.links import GIVEN_UP, OPERATOR, PEER_RESTORED, RESTORED, STARTING
 from hsmkme.store.outbox import OPEN
 
 _STATES: Final = {
@@ -29,11 +29,16 @@ _STATES: Final = {
     ),
     RESTORED: (
         "frozen: the store of this KME is an old copy and must learn from the peer what it forgot",
-        "nothing while `hsmkme upkeep` runs here and the peer answers; `hsmkme link reconcile {link}` does it now",
+        "nothing while `hsmkme upkeep` runs here and the peer answers; `hsmkme link reconcile {link}` does it now. If"
+        " the store of the peer is an old copy too: `hsmkme link give-up {link}` at both ends",
     ),
     PEER_RESTORED: (
         "frozen: the store of the peer is an old copy, and it must learn from this KME what it forgot",
         "nothing here: the peer does it by itself; if it stays so, look at `hsmkme link show {link}` there",
+    ),
+    GIVEN_UP: (
+        "frozen: its keys were given up here, and not yet at the peer, whose store is an old copy too",
+        "`hsmkme link give-up {link}` at the peer",
     ),
     OPERATOR: ("frozen by an operator", "`hsmkme link thaw {link}`"),
 }
@@ -89,6 +94,8 @@ def link_show(link_id: str, config: str | None, as_json: bool) -> None:
             "incarnation": facts["incarnation"],
             "of the peer": facts["peer_incarnation"] or "unknown",
         }
+    if facts["locked"]:
+        lines["locked"] = f"{facts['locked']} blocks, the first until {moment(facts['locked_until'])}"
     for name, value in lines.items():
         if value:
             console.print(f"[bold]{name:>12}[/bold]  {value}", soft_wrap=True)
@@ -180,6 +187,29 @@ def link_reconcile(link_id: str, yes: bool, config: str | None) -> None:
         entry = Entry("link.freeze", operator())
         blocks = parts.liaison().reconcile(asked, entry, lambda n, of: progress.update(task, completed=n, total=of))
     click.echo(f"{link_id}: reconciled over {blocks} blocks, and open")
+
+
+@link.command("give-up")
+@click.argument("link_id", metavar="LINK")
+@click.option("--yes", is_flag=True, help="Burn the keys of LINK that nobody claimed.")
+@with_config
+def link_give_up(link_id: str, yes: bool, config: str | None) -> None:
+    """Give up the keys of LINK here, where the stores of both ends are old copies and neither can tell the other.
+
+    What slaves may collect stays. Do it at both ends: the link opens then, and needs new keys. Deposit nothing again
+    that was deposited before. Exit status 75: the peer is away, and nothing was given up.
+    """
+    settings = load_config(config)
+    asked = _to_peer(settings, link_id)
+    was = _found(bootstrap.open_store(settings).views.links(), link_id, settings)["why"]
+    if was not in (RESTORED, GIVEN_UP):
+        raise StoreError(f"{link_id}: nothing is to be given up while the link is {_STATES[was][0]}")
+    if not yes:
+        raise click.UsageError("this burns every key of the link that nobody claimed. If you want that, say --yes")
+    parts = bootstrap.open_parts(config_path(config))
+    blocks = parts.liaison().give_up(asked, Entry("link.give-up", operator()))
+    opens = "open" if parts.store.links.state(link_id).is_open else "it opens when the peer gives up its own"
+    click.echo(f"{link_id}: {blocks} blocks given up; {opens}")
 
 
 def _to_peer(config: Config, link_id: str) -> Link:

@@ -8,13 +8,16 @@ import threading
 import time
 from collections.abc import Callable
 from functools import cache, partial
+from pathlib import Path
 from types import FrameType
 
 import click
 
-from hsmkme import bootstrap
-from hsmkme.cli.shared import config_path, load_config, with_config
+from hsmkme import bootstrap, restoring
+from hsmkme.cli.shared import APPROVAL_OPTION, config_path, load_config, operator, with_config
 from hsmkme.liaison import ROUND_SECONDS, Liaison
+from hsmkme.model import Lineage
+from hsmkme.officers import Operation
 from hsmkme.rotation import Rotation
 from hsmkme.spreading import Spreading
 from hsmkme.store import migrate as migrate_store
@@ -33,6 +36,28 @@ def migrate(config: str | None) -> None:
     applied = migrate_store(settings.store)
     done = f"applied {', '.join(map(str, applied))}" if applied else "nothing to do"
     click.echo(f"{settings.store}: {done}")
+
+
+@click.command()
+@APPROVAL_OPTION
+@with_config
+def restore(approvals: tuple[Path, ...], config: str | None) -> None:
+    """Go on with a store that was put back from a copy, as officers approve: what it may have delivered is given up."""
+    bootstrap.forbid_core_dumps()
+    settings = load_config(config)
+    store, tokens = bootstrap.open_store(settings), bootstrap.open_tokens(settings)
+    found: list[Lineage | None] = []
+    tokens.each(lambda token: found.append(restoring.younger(token, store)))
+    younger = (one for one in found if one is not None)
+    remembered = max(younger, key=lambda one: (one.generation, one.log_rows), default=None)
+    if remembered is None:
+        click.echo(f"{settings.store} is no old copy: nothing to do")
+        return
+    store.lineage.seal_rows(tokens.any(lambda token: token.row_key()))
+    judge = bootstrap.approvals(settings, store)
+    approval = judge.checked(Operation.RESTORE, restoring.target(remembered), approvals, operator())
+    restoring.go_on(store, remembered, approval)
+    click.echo(f"{settings.store} is gone on with; links to peers are reconciled first")
 
 
 @click.command()

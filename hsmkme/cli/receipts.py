@@ -8,8 +8,10 @@ from uuid import UUID
 
 import click
 
-from hsmkme import bootstrap
+from hsmkme import bootstrap, verify
+from hsmkme.cli.audit import signing_keys
 from hsmkme.cli.shared import config_path, with_config
+from hsmkme.errors import AuditBroken
 from hsmkme.receipts import Receipts
 
 
@@ -34,4 +36,9 @@ def prove_destroyed(key_id: UUID | None, block: str | None, epoch: int | None, c
         receipt = receipts.of_block(block)
     else:
         receipt = receipts.of_epoch(int(epoch or 0))
-    click.echo(json.dumps(json.loads(receipt), indent=1))
+    told = json.loads(receipt)
+    try:
+        verify.verify_receipt(told, signing_keys(parts))
+    except verify.BrokenError as broken:  # somebody wrote to the store, or to its log
+        raise AuditBroken(f"{broken}: no receipt is given of what cannot be proved", broken.row) from broken
+    click.echo(json.dumps(told, indent=1))

@@ -87,11 +87,13 @@ def pair() -> None:
 @pair.command("allow")
 @click.argument("master")
 @click.argument("slave")
+@click.option("--ttl", type=click.IntRange(0), default=0, help="Seconds for which a key may be collected. 0: no limit.")
 @with_config
-def pair_allow(master: str, slave: str, config: str | None) -> None:
-    """Let SLAVE share keys that MASTER asks for."""
-    new = bootstrap.open_store(load_config(config)).registry.allow(master, slave, Entry("pair.allow", operator()))
-    click.echo(f"{master} → {slave}: {'allowed' if new else 'was allowed already'}")
+def pair_allow(master: str, slave: str, ttl: int, config: str | None) -> None:
+    """Let SLAVE share keys that MASTER asks for. Given again with another --ttl, that holds from now on."""
+    registry = bootstrap.open_store(load_config(config)).registry
+    new = registry.allow(master, slave, Entry("pair.allow", operator()), ttl)
+    click.echo(f"{master} → {slave}: {'allowed' if new else 'was allowed already'}{f', for {ttl} s' if ttl else ''}")
 
 
 @pair.command("deny")
@@ -110,4 +112,5 @@ def pair_deny(master: str, slave: str, config: str | None) -> None:
 def pair_list(config: str | None, as_json: bool) -> None:
     """Every pair that is allowed."""
     pairs = bootstrap.open_store(load_config(config)).registry.known().pairs
-    show([{"master": m, "slave": s} for m, s in sorted(pairs)], ("master", "slave"), as_json=as_json)
+    rows = [{"master": master, "slave": slave, "ttl_seconds": ttl} for (master, slave), ttl in sorted(pairs.items())]
+    show(rows, ("master", "slave", "ttl_seconds"), as_json=as_json)

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -17,6 +18,8 @@ from rich.table import Table
 from hsmkme import bootstrap
 from hsmkme import config as configuration
 from hsmkme.config import Config
+from hsmkme.officers import Operation
+from hsmkme.store import Store
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -30,6 +33,16 @@ CONFIG_OPTION = click.option(
     "config",
     metavar="FILE",
     help="The configuration file. Default: $HSMKME_CONFIG, or hsmkme.toml here.",
+)
+MOMENT = click.DateTime(["%Y-%m-%dT%H:%M:%SZ", "%Y-%m-%dT%H:%MZ", "%Y-%m-%d"])
+"""A time of day, UTC."""
+
+APPROVAL_OPTION = click.option(
+    "--approval",
+    "approvals",
+    type=click.Path(dir_okay=False, path_type=Path),
+    multiple=True,
+    help="What officers signed, if there are any (ops/approvals.md). Again for copies that were signed in parallel.",
 )
 JSON_OPTION = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
@@ -58,9 +71,25 @@ def load_config(given: str | None) -> Config:
     return configuration.load(config_path(given))
 
 
+def seconds(given: datetime | None, otherwise: int) -> int:
+    """A `MOMENT` in seconds since the epoch; ``otherwise`` for none."""
+    return otherwise if given is None else int(given.replace(tzinfo=UTC).timestamp())
+
+
+def moment(seconds: int) -> str:
+    """Seconds since the epoch as a `MOMENT`."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
 def operator() -> str:
     """Who gives the command, for the audit log."""
     return f"operator:{getpass.getuser()}"
+
+
+def require_approved(config: str | None, store: Store, act: tuple[Operation, object], files: Sequence[Path]) -> None:
+    """Use up the officers' approval of an act, operation and target, before it begins."""
+    operation, target = act
+    bootstrap.approvals(load_config(config), store).require(operation, str(target), files, operator())
 
 
 def show(rows: Sequence[Mapping[str, object]], columns: Iterable[str], *, as_json: bool) -> None:

@@ -39,7 +39,10 @@ _ENCODING: Final = re.compile(rb"\A(\xef\xbb\xbf|\xff\xfe|\xfe\xff)|\0")
 
 @dataclass(frozen=True, slots=True)
 class KeyFile:
-    """An open key file to be deposited on ``link_id`` as ``block_id``; ``identify`` gives the id if that is None."""
+    """An open key file to be deposited on ``link_id`` as ``block_id``; ``identify`` gives the id if that is None.
+
+    No key of it is released ``not_before`` a time (seconds since the epoch); 0: at once.
+    """
 
     stream: BinaryIO
     link_id: str
@@ -50,6 +53,7 @@ class KeyFile:
     name: str = "operator"
     on_bytes: Callable[[int], None] = lambda _: None
     identify: Callable[[RawBlock], str] = lambda _: str(uuid4())
+    not_before: int = 0
 
     def blocks(self) -> Iterator[RawBlock]:
         """The file's blocks; raises `WrongSize` if it is not a whole number of keys, `DepositRefused` if it is unclear.
@@ -66,7 +70,7 @@ class KeyFile:
         size, first_id = self.key_bits // 8 * self.block_keys, self.block_id
         for number, chunk in enumerate(rechunk(self._decoded(self.on_bytes), size)):
             check_whole(len(chunk), self.key_bits)
-            block = RawBlock(BlockName(self.link_id, ""), self.key_bits, KeyMaterial(chunk))
+            block = RawBlock(BlockName(self.link_id, ""), self.key_bits, KeyMaterial(chunk), self.not_before)
             first_id = first_id or self.identify(block)
             block_id = first_id if number == 0 else f"{first_id}/{number}"
             yield replace(block, name=BlockName(self.link_id, block_id))

@@ -1,4 +1,4 @@
-"""What the token remembers of the store: which it is, how often an old copy replaced it, how long its log was.
+"""What the token remembers of the store: which it is, how often an old copy replaced it, how far its log had come.
 
 A data object that upkeep makes anew now and then, in a read-write session, and every process reads when it starts:
 somebody who puts an old copy of the store in place cannot make the token forget. The one before is destroyed after the
@@ -22,18 +22,20 @@ ANCHOR_LABEL: Final = "anchor"
 NOTHING: Final = Lineage(bytes(16), 0, 0)
 """What the ceremony writes: no store yet."""
 
-_FORM: Final = struct.Struct(">16sQQ")
+_FORM: Final = struct.Struct(">16sQQ32s")
+_SHORT: Final = _FORM.size - 32
+"""The length of a value of before, without the hash."""
 
 
 def anchor_template(lineage: Lineage) -> dict[Attribute, Any]:
-    """A new object with 32 bytes that say ``lineage``."""
+    """A new object with 64 bytes that say ``lineage``."""
     return {
         Attribute.CLASS: ObjectClass.DATA,
         Attribute.LABEL: ANCHOR_LABEL,
         Attribute.TOKEN: True,
         Attribute.PRIVATE: True,
         Attribute.MODIFIABLE: False,
-        Attribute.VALUE: _FORM.pack(lineage.store_id, lineage.generation, lineage.log_rows),
+        Attribute.VALUE: _FORM.pack(lineage.store_id, lineage.generation, lineage.log_rows, lineage.log_hash),
     }
 
 
@@ -77,4 +79,4 @@ def _all(session: Any) -> list[Any]:
 def _said(anchor: Any) -> Lineage | None:
     """What an object says; None for one that a killed process left broken."""
     value = bytes(anchor[Attribute.VALUE])
-    return Lineage(*_FORM.unpack(value)) if len(value) == _FORM.size else None
+    return Lineage(*_FORM.unpack(value.ljust(_FORM.size, b"\0"))) if len(value) in (_SHORT, _FORM.size) else None

@@ -64,9 +64,13 @@ def carried_digest_input(block: RawBlock) -> bytes:
 
 
 def tag_input(block: RawBlock) -> bytes:
-    """What the confirmation tag of a block covers: its names, its form and its bytes, each with its length."""
+    """What the confirmation tag of a block covers: its names, its form and its bytes, each with its length.
+
+    Its form has the time before which it is not released, if there is one: both ends know the same, or none confirms.
+    """
     parts = (_TAG_DOMAIN, block.name.link_id.encode(), block.name.block_id.encode())
     form = struct.pack(">II", block.key_count, block.key_bits)
+    form += struct.pack(">Q", block.not_before) if block.not_before else b""
     return b"".join(struct.pack(">I", len(part)) + part for part in (*parts, form, block.material.reveal()))
 
 

@@ -27,8 +27,9 @@ from hsmkme.store.outbox import Draft, Outbox
 from hsmkme.store.pads import Pads
 from hsmkme.store.reconciling import Reconciling
 from hsmkme.store.registry import Known, Registry
-from hsmkme.store.revoking import Revoking, Scope, Touched
+from hsmkme.store.revoking import Revoking, Scope
 from hsmkme.store.sharing import Sharing
+from hsmkme.store.timekeeping import ClockState, Steady, Timekeeping
 from hsmkme.store.veins import Vein
 from hsmkme.store.views import Views
 from hsmkme.store.writers import turn
@@ -44,6 +45,7 @@ __all__ = [
     "Carried",
     "Ceremonies",
     "Chain",
+    "ClockState",
     "Copies",
     "Draft",
     "Epoch",
@@ -68,8 +70,9 @@ __all__ = [
     "Scope",
     "Sharing",
     "Span",
+    "Steady",
     "Store",
-    "Touched",
+    "Timekeeping",
     "Vein",
     "Views",
     "carried_name",
@@ -94,6 +97,7 @@ class Store:
         self.epochs = Epochs(self._database)
         self.copies = Copies(self._database)
         self.ageing = Ageing(self._database)
+        self.timekeeping = Timekeeping(self._database)
         self.revoking = Revoking(self._database)
         self.registry = Registry(self._database)
         self.ceremonies = Ceremonies(self._database)

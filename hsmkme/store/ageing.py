@@ -1,4 +1,4 @@
-"""Keys that nobody claimed while they were fresh: blocks that are older than their link allows."""
+"""What a block's age does: one whose time has come is released, one that is older than its link allows ends."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from typing import Final
 
 from hsmkme.model import Entry
 from hsmkme.store.database import Database, Transaction
+from hsmkme.store.locks import unlock
 from hsmkme.store.segments import erase
+from hsmkme.store.timekeeping import clock_of
 
 BLOCKS_AT_ONCE: Final = 64
 GRACE_SECONDS: Final = 60
@@ -14,7 +16,7 @@ GRACE_SECONDS: Final = 60
 
 _AGED: Final = """
 UPDATE block SET state = 'expired' WHERE block_pk IN (SELECT block_pk FROM block WHERE link_id = :link
-    AND state IN ('deposited', 'ready') AND deposited_at < :before
+    AND state IN ('deposited', 'ready') AND deposited_at < :before AND not_before < :before
     AND (mine = 1 OR deposited_at < :before - :grace) ORDER BY deposited_at LIMIT :most)
 RETURNING block_pk, block_id, mine, next_index, key_count
 """
@@ -26,11 +28,17 @@ class Ageing:
     def __init__(self, database: Database) -> None:
         self._database = database
 
+    def unlock(self, actor: str) -> int:
+        """Release local blocks whose time has come; returns how many. Writes, in one commit: states, audit row."""
+        with self._database.write() as transaction:
+            return unlock(transaction, clock_of(transaction.connection, transaction.now()), actor)
+
     def expire(self, link_id: str, deposited_before: int, entry: Entry) -> int:
         """End up to `BLOCKS_AT_ONCE` blocks of a link that are older than that; returns how many.
 
-        What was claimed of them is collected as before. Writes, in one commit: block states, zeros over the segments
-        that nobody claimed, audit row.
+        The age of one that was not to be released before a time begins with that time. What was claimed of them is
+        collected as before. Writes, in one commit: block states, zeros over the segments that nobody claimed, audit
+        row.
         """
         values = {"link": link_id, "before": deposited_before, "grace": GRACE_SECONDS, "most": BLOCKS_AT_ONCE}
         with self._database.write() as transaction:

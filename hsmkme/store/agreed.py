@@ -7,23 +7,27 @@ under one-time pads, which are claimed, used up or given up together with it.
 
 from __future__ import annotations
 
+import sqlite3
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import Final, NamedTuple
 from uuid import UUID
 
 from hsmkme.errors import KeyNotHeld, PoolShort
 from hsmkme.model import Demand, Entry, Relation, Retry, SealedKey
 from hsmkme.states import KeyState
 from hsmkme.store.answers import remember
+from hsmkme.store.batches import Batches
 from hsmkme.store.claims import assign_of, claimed, vein_to
 from hsmkme.store.copies import IN_REACH, packed
 from hsmkme.store.database import Database, Transaction
-from hsmkme.store.inbox import revoke
+from hsmkme.store.ending import revoke
 from hsmkme.store.outbox import Draft, numbered, require_open
 from hsmkme.store.pads import Pads, claim_pads, use_up
 from hsmkme.store.rows import KeyRow, parts_of, relation_id, rows_of, rows_where, update_rows, void_rows
 from hsmkme.store.segments import runs_of
+from hsmkme.store.timekeeping import require_time
 from hsmkme.store.veins import claim_entry
 
 DEPTH_MOST: Final = 256
@@ -62,11 +66,18 @@ class Offer:
         return [*(key.key_id for key in self.wanted), *self.ahead]
 
 
+class _Draw(NamedTuple):
+    demand: Demand
+    entry: Entry
+    retry: Retry | None
+
+
 class Agreed:
     """Keys of links to peers that are assigned by this end."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._draws = Batches(self._deliver)
 
     def count(self, relation: Relation, size: int) -> int:
         """How many keys are agreed for a relation and can be drawn now."""
@@ -86,13 +97,22 @@ class Agreed:
         Writes, in one commit: the keys' rows, the answer if there may be a ``retry``, audit row. After it the keys
         count as delivered, whatever happens to the caller.
         """
+        return self._draws.do(_Draw(demand, entry, retry))
+
+    def _deliver(self, draws_now: Callable[[], Sequence[_Draw]]) -> list[list[SealedKey] | None]:
         with self._database.write() as transaction:
-            rows = _drawable(transaction, demand)
-            if len(rows) < len(demand.key_ids):
-                return None
-            keys = _sealed(transaction, rows)
-            _delivered(transaction, demand, keys, entry, retry)
-            return keys
+            draws = draws_now()
+            drawn = _drawn(transaction, [draw.demand for draw in draws])
+            delivered = [(draw, keys) for draw, keys in zip(draws, drawn, strict=True) if keys]
+            if delivered:
+                require_time(transaction)
+                _delivered(transaction, delivered)
+            return drawn
+
+    def is_agreeing(self, demand: Demand) -> bool:
+        """Whether a request waits for the peer to confirm keys of this relation, perhaps more than it needs."""
+        with self._database.read() as connection:
+            return _is_agreeing(connection, demand, int(self._database.clock()))
 
     def offer(self, demand: Demand, new_ids: NewIds, entry: Entry) -> Offer:
         """Claim keys for ``demand``, and more ahead of need if the relation draws often, from one link; and a pad for
@@ -103,6 +123,7 @@ class Agreed:
         """
         wanted = len(demand.key_ids)
         with self._database.write() as transaction:
+            require_time(transaction)
             relation = relation_id(transaction, demand.relation)
             vein = vein_to(transaction, demand)
             ahead = new_ids(min(_depth(transaction, relation, demand), vein.keys - wanted))
@@ -138,7 +159,7 @@ class Agreed:
             )
             keys = list(offer.wanted)
             if keys:
-                _delivered(transaction, demand, keys, entry, retry)
+                _delivered(transaction, [(_Draw(demand, entry, retry), keys)])
             else:
                 transaction.append(entry.knowing(key_IDs=[str(key_id) for key_id in offer.key_ids]))
             return keys
@@ -184,22 +205,42 @@ def _end_blocks(transaction: Transaction, link_id: str, rows: Sequence[KeyRow], 
     revoke(transaction, link_id, names, Entry("block.revoke", entry.actor, {"reason": "the peer has ended it"}))
 
 
-def _drawable(transaction: Transaction, demand: Demand) -> list[KeyRow]:
-    """The oldest agreed keys of the relation whose block and link nothing is wrong with."""
-    wanted = len(demand.key_ids)
-    good = _good(transaction, demand, wanted)
-    return good if len(good) == wanted else _good(transaction, demand, wanted + DEPTH_MOST)[:wanted]
+def _drawn(transaction: Transaction, demands: Sequence[Demand]) -> list[list[SealedKey] | None]:
+    """For each of ``demands`` the oldest agreed keys of its relation; None for those for which they are not enough."""
+    wanted: Counter[tuple[Relation, int]] = Counter()
+    for demand in demands:
+        wanted[demand.relation, demand.size] += len(demand.key_ids)
+    away = frozenset[int]().union(*(demand.away for demand in demands))
+    sources = {kind: _drawable(transaction, *kind, away, count) for kind, count in wanted.items()}
+    drawn: list[list[SealedKey] | None] = []
+    for demand in demands:
+        keys, count = sources[demand.relation, demand.size], len(demand.key_ids)
+        drawn.append([keys.popleft() for _ in range(count)] if len(keys) >= count else None)
+    return drawn
 
 
-def _good(transaction: Transaction, demand: Demand, limit: int) -> list[KeyRow]:
+def _drawable(
+    transaction: Transaction, relation: Relation, size: int, away: frozenset[int], wanted: int
+) -> deque[SealedKey]:
+    """Up to ``wanted`` of the oldest agreed keys of the relation whose block and link nothing is wrong with.
+
+    ``away``: see `Demand`."""
+    good = _good(transaction, relation, size, away, wanted)
+    if len(good) < wanted:
+        good = _good(transaction, relation, size, away, wanted + DEPTH_MOST)[:wanted]
+    return deque(_sealed(transaction, good))
+
+
+def _good(
+    transaction: Transaction, relation: Relation, size: int, away: frozenset[int], limit: int
+) -> list[KeyRow]:
     """Those of the ``limit`` oldest."""
-    values = (demand.relation.master, demand.relation.packed, demand.size, limit)
+    values = (relation.master, relation.packed, size, limit)
     rows = rows_where(transaction.connection, _OLDEST, values)
     blocks = {place[0] for row in rows for place in row.places}
     barred = {block_pk for block_pk in blocks if transaction.execute(_WRONG, (block_pk,)).fetchone()}
-    if demand.away:
-        away = packed(demand.away)
-        barred |= {pk for pk in blocks if transaction.execute(_OUT_OF_REACH, (pk, away)).fetchone()}
+    if away:
+        barred |= {pk for pk in blocks if transaction.execute(_OUT_OF_REACH, (pk, packed(away))).fetchone()}
     return [row for row in rows if not any(place[0] in barred for place in row.places)]
 
 
@@ -208,34 +249,39 @@ def _sealed(transaction: Transaction, rows: Sequence[KeyRow]) -> list[SealedKey]
     return [SealedKey(row.key_id, row.size, parts_of(row, runs)) for row in rows]
 
 
-def _delivered(
-    transaction: Transaction, demand: Demand, keys: Sequence[SealedKey], entry: Entry, retry: Retry | None
-) -> None:
-    key_ids = [key.key_id for key in keys]
+def _delivered(transaction: Transaction, delivered: Sequence[tuple[_Draw, Sequence[SealedKey]]]) -> None:
+    key_ids = [key.key_id for _, keys in delivered for key in keys]
     statement = "UPDATE key SET state = 'delivered', claimed_at = ? WHERE state = 'assigned'"
-    if update_rows(transaction, statement, key_ids, transaction.now()) != len(keys):
+    if update_rows(transaction, statement, key_ids, transaction.now()) != len(key_ids):
         raise KeyNotHeld("a key that was agreed ended a moment ago")
-    if retry is not None:
-        remember(transaction, retry, key_ids)
-    transaction.append(claim_entry(entry, demand, keys))
+    for draw, keys in delivered:
+        if draw.retry is not None:
+            remember(transaction, draw.retry, [key.key_id for key in keys])
+    transaction.append_all([claim_entry(draw.entry, draw.demand, keys) for draw, keys in delivered])
+
+
+def _is_agreeing(connection: sqlite3.Connection, demand: Demand, now: int) -> bool:
+    found = connection.execute(
+        "SELECT 1 FROM key JOIN relation USING (relation_id)"
+        " WHERE master = ? AND slaves = ? AND state = 'assigning' AND claimed_at >= ? LIMIT 1",
+        (demand.relation.master, demand.relation.packed, now - BUSY_SECONDS),
+    )
+    return found.fetchone() is not None
 
 
 def _depth(transaction: Transaction, relation: int, demand: Demand) -> int:
     """How many keys to agree on ahead of need: twice as many as before while the relation keeps coming back.
 
     None while another request waits for an answer to an offer for the same relation, and none that would have to be
-    carried.
+    carried, or would be old when it is drawn.
     """
-    if demand.further:
+    if demand.further or demand.fresh:
         return 0
     now = transaction.now()
-    waits = transaction.execute(
-        "SELECT 1 FROM key WHERE state = 'assigning' AND relation_id = ? AND claimed_at >= ? LIMIT 1",
-        (relation, now - BUSY_SECONDS),
-    ).fetchone()
+    waits = _is_agreeing(transaction.connection, demand, now)
     row = transaction.execute("SELECT depth, at FROM draw WHERE relation_id = ? AND size = ?", (relation, demand.size))
     depth, at = row.fetchone() or (1, 0)
-    if waits is not None:
+    if waits:
         return 0
     if now - at <= BUSY_SECONDS:
         depth = min(2 * max(depth, len(demand.key_ids)), DEPTH_MOST)

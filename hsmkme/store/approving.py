@@ -11,17 +11,20 @@ from hsmkme.store.database import Database, Transaction
 
 @dataclass(frozen=True, slots=True)
 class Approval:
-    """An act that officers approved: the 16 bytes that make it unlike every other, and its row of the audit log."""
+    """An act that officers approved: the 16 bytes that make it unlike every other, and its row of the audit log.
 
-    nonce: bytes
+    No ``nonce``: nobody had to approve it."""
+
+    nonce: bytes | None
     entry: Entry
 
 
 def spend(transaction: Transaction, approval: Approval) -> None:
     """Use ``approval`` up in the transaction of the act: nonce, audit row. Raises `ApprovalRefused` if it was used."""
-    cursor = transaction.execute("INSERT INTO approval VALUES (?) ON CONFLICT DO NOTHING", (approval.nonce,))
-    if not cursor.rowcount:
-        raise ApprovalRefused("this approval was used before: ask for a new one", rule="APPROVAL-NONCE-1")
+    if approval.nonce is not None:
+        cursor = transaction.execute("INSERT INTO approval VALUES (?) ON CONFLICT DO NOTHING", (approval.nonce,))
+        if not cursor.rowcount:
+            raise ApprovalRefused("this approval was used before: ask for a new one", rule="APPROVAL-NONCE-1")
     transaction.append(approval.entry)
 
 

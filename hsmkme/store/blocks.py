@@ -25,8 +25,10 @@ from hsmkme.store.batches import Batches
 from hsmkme.store.copies import epochs_of, keep_rest
 from hsmkme.store.database import Database, Transaction
 from hsmkme.store.examining import count_pools
+from hsmkme.store.locks import unlock
 from hsmkme.store.rows import Batch, insert_rows
 from hsmkme.store.segments import Places
+from hsmkme.store.timekeeping import require_time
 from hsmkme.store.veins import Vein, claim_entry, draw, veins_of
 
 
@@ -53,6 +55,8 @@ class Blocks:
     def deposit(self, blocks: Sequence[SealedBlock], state: BlockState, limit: int, entry: Entry) -> list[Outcome]:
         """Insert blocks in ``state`` unless they are known; idempotent by link, block id and digest.
 
+        One that is not to be released before a time is deposited until then.
+
         Writes, in one commit: blocks, segments, audit rows. Raises `BlockConflict` (the stored block is frozen
         and an alarm recorded), `BlockReplayed` (an alarm is recorded) and `PoolFull` (more than ``limit`` keys)
         for the first that is refused: those before it are stored, it and those after it are not.
@@ -78,7 +82,9 @@ class Blocks:
 
     def _claim(self, claims_now: Callable[[], Sequence[_Claim]]) -> list[list[SealedKey]]:
         with self._database.write() as transaction:
+            clock = require_time(transaction)
             claims = claims_now()
+            unlock(transaction, clock, claims[0].entry.actor)
             outcomes = _drawn(transaction, [claim.demand for claim in claims])
             for demand, _, retry in claims:
                 if retry is not None:
@@ -91,7 +97,7 @@ class Blocks:
     def veins(self, peer: str, size: int) -> list[Vein]:
         """What can give keys of ``size`` bits on open links to ``peer`` now."""
         with self._database.read() as connection:
-            return veins_of(connection, peer, size)
+            return veins_of(connection, peer, size, int(self._database.clock()))
 
     def freeze(self, name: BlockName, entry: Entry) -> bool:
         """Quarantine a block: nothing of it is claimed or collected while it is frozen. False if it was."""
@@ -130,10 +136,16 @@ def _take(transaction: Transaction, block: SealedBlock, state: BlockState, limit
     clash = _clash(transaction, block)
     if clash is None:
         _refuse_overflow(transaction, name.link_id, block.key_count, limit)
-        _insert(transaction, block, state)
-        transaction.append(facts.knowing(**epochs_of(block)))
+        _insert(transaction, block, BlockState.DEPOSITED if block.not_before else state)
+        locked = {"not_before": block.not_before} if block.not_before else {}
+        transaction.append(facts.knowing(**epochs_of(block), **locked))
         return Outcome.TAKEN
     if clash.known == name and clash.same_keys:
+        if clash.not_before != block.not_before:
+            raise DepositRefused(
+                f"block {name.block_id} of link {name.link_id} is known, with another time before which it is not "
+                f"released ({clash.not_before}, not {block.not_before}): nothing was changed"
+            )
         return Outcome.ALREADY
     if clash.known == name:
         freeze_block(transaction, name)
@@ -148,15 +160,17 @@ def _take(transaction: Transaction, block: SealedBlock, state: BlockState, limit
 class _Clash:
     known: BlockName
     same_keys: bool
+    not_before: int = 0
 
 
 def _clash(transaction: Transaction, block: SealedBlock) -> _Clash | None:
     name = block.seal.name
     row = transaction.execute(
-        "SELECT digest, key_bits FROM block WHERE link_id = ? AND block_id = ?", (name.link_id, name.block_id)
+        "SELECT digest, key_bits, not_before FROM block WHERE link_id = ? AND block_id = ?",
+        (name.link_id, name.block_id),
     ).fetchone()
     if row is not None:
-        return _Clash(name, row == (block.digest, block.seal.key_bits))
+        return _Clash(name, row[:2] == (block.digest, block.seal.key_bits), row[2])
     row = transaction.execute("SELECT link_id, block_id FROM block WHERE digest = ?", (block.digest,)).fetchone()
     return None if row is None else _Clash(BlockName(*row), True)
 
@@ -186,10 +200,10 @@ def _insert(transaction: Transaction, block: SealedBlock, state: BlockState) -> 
     name, seal = block.seal.name, block.seal
     cursor = transaction.execute(
         "INSERT INTO block (link_id, block_id, state, epoch, key_bits, key_count, live, wrapped, digest, deposited_at,"
-        " tag, mine, first_epoch) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        " tag, mine, not_before) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             *(name.link_id, name.block_id, state.value, seal.epoch, seal.key_bits, block.key_count, block.key_count),
-            *(seal.wrapped, block.digest, transaction.now(), block.tag, block.mine, seal.epoch),
+            *(seal.wrapped, block.digest, transaction.now(), block.tag, block.mine, block.not_before),
         ),
     )
     keep_rest(transaction, int(cursor.lastrowid or 0), block)

@@ -93,11 +93,10 @@ def _insert(
     name, seal = block.seal.name, block.seal
     cursor = transaction.execute(
         "INSERT INTO block (link_id, block_id, state, epoch, key_bits, key_count, next_index, live, wrapped, digest,"
-        " deposited_at, first_epoch, mine) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0)",
+        " deposited_at, mine) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0)",
         (
             *(name.link_id, name.block_id, BlockState.EXHAUSTED.value, seal.epoch, seal.key_bits),
             *(block.key_count, block.key_count, block.key_count, seal.wrapped, block.digest, transaction.now()),
-            seal.epoch,
         ),
     )
     block_pk = int(cursor.lastrowid or 0)

@@ -21,7 +21,7 @@ AWAY_SECONDS: Final = 8
 
 def vein_to(transaction: Transaction, demand: Demand) -> Vein:
     """The first vein that can give all keys: a message to the peer is of one link."""
-    veins = veins_of(transaction.connection, demand.peer, demand.size, demand.away)
+    veins = veins_of(transaction.connection, demand.peer, demand.size, transaction.now(), demand.away)
     for vein in veins:
         if vein.keys >= len(demand.key_ids):
             _require_in_touch(transaction, vein.link_id)

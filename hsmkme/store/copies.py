@@ -28,7 +28,7 @@ _OWN: Final = "SELECT epoch, wrapped FROM block WHERE link_id = ? AND block_id =
 _COPIES: Final = """
 SELECT copy.epoch, copy.wrapped FROM copy JOIN block USING (block_pk) WHERE link_id = ? AND block_id = ?
 """
-_KEEP: Final = "INSERT INTO copy (block_pk, epoch, first_epoch, wrapped) VALUES (?, ?, ?, ?)"
+_KEEP: Final = "INSERT INTO copy (block_pk, epoch, wrapped) VALUES (?, ?, ?)"
 _LIVE: Final = """
 SELECT block_pk FROM block WHERE link_id = ?1 AND block_id = ?2 AND state <> 'retired'
     AND ((epoch = ?3 AND wrapped = ?4) OR EXISTS (SELECT 1 FROM copy
@@ -90,12 +90,12 @@ def keep_rest(transaction: Transaction, block_pk: int, block: SealedBlock) -> No
     """What is not in the row of a new block: its segments and the copies of its key."""
     transaction.execute("INSERT INTO segments VALUES (?, ?)", (block_pk, block.segments))
     for copy in block.copies:
-        transaction.execute(_KEEP, (block_pk, copy.epoch, copy.epoch, copy.wrapped))
+        transaction.execute(_KEEP, (block_pk, copy.epoch, copy.wrapped))
 
 
 def _add(transaction: Transaction, seal: BlockSeal, wrapped: bytes, epoch: int) -> bool:
     name = (seal.name.link_id, seal.name.block_id)
     row = transaction.execute(_LIVE, (*name, seal.epoch, seal.wrapped)).fetchone()
     if row is not None:
-        transaction.execute(_KEEP, (row[0], epoch, epoch, wrapped))
+        transaction.execute(_KEEP, (row[0], epoch, wrapped))
     return row is not None

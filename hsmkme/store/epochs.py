@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from typing import Final
+from dataclasses import dataclass, replace
+from typing import Any, Final
 
 from hsmkme.errors import StoreError, StoreTampered
 from hsmkme.model import BlockName, BlockSeal, Entry, SealedKey
@@ -51,10 +51,16 @@ WHERE block_pk = (SELECT block_pk FROM block WHERE link_id = ? AND block_id = ? 
 """
 
 
+_EVENT: Final = """
+SELECT seq, text FROM log WHERE seq > ? AND text ->> '$.event' = ? AND text ->> '$.epoch' = ?
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class Epoch:
     """One generation of the master key of a ``token``. ``since``: when it became active, 0 if it did not. ``wraps``:
-    block keys that were ever wrapped under it. ``proved``: the token showed that its master key is gone."""
+    block keys that were ever wrapped under it. ``proved``: the log says that the token showed that its master key is
+    gone."""
 
     number: int
     token: str
@@ -62,7 +68,6 @@ class Epoch:
     check_value: str
     since: int
     wraps: int
-    witness: bytes | None = field(repr=False)
     proved: bool
 
 
@@ -76,13 +81,14 @@ class Epochs:
         """Every epoch, the first one first."""
         with self._database.read() as connection:
             rows = connection.execute(
-                "SELECT epoch, token, state, check_value, since, wraps, witness, proved FROM epoch ORDER BY epoch"
+                "SELECT epoch, token, state, check_value, since, wraps, text FROM epoch LEFT JOIN log ON seq = proof"
+                " ORDER BY epoch"
             ).fetchall()
         if any(state not in set(EpochState) for _, _, state, *_ in rows):
             raise StoreTampered("the row of an epoch was tampered with: it has no state that there is")
         return [
-            Epoch(number, token, EpochState(state), check_value, since, wraps, witness, bool(proved))
-            for number, token, state, check_value, since, wraps, witness, proved in rows
+            Epoch(number, token, EpochState(state), check_value, since, wraps, _is_end_of(number, text))
+            for number, token, state, check_value, since, wraps, text in rows
         ]
 
     def one(self, number: int) -> Epoch:
@@ -190,32 +196,59 @@ class Epochs:
 
     # The end ----------------------------------------------------------------------------------------
 
-    def destroy(self, epoch: int, witness: bytes, entry: Entry) -> None:
-        """Give an epoch up, before its master key is destroyed.
+    def destroy(self, epoch: int, entry: Entry) -> None:
+        """Give an epoch up, before its master key is destroyed; ``entry`` has what will prove that it is.
 
-        Raises `IllegalTransition` while a live block is under it. Writes, in one commit: state, witness, audit row.
+        Raises `IllegalTransition` while a live block is under it. Writes, in one commit: state, audit row.
         """
         with self._database.write() as transaction:
-            transaction.execute("UPDATE epoch SET state = 'destroyed', witness = ? WHERE epoch = ?", (witness, epoch))
+            transaction.execute("UPDATE epoch SET state = 'destroyed' WHERE epoch = ?", (epoch,))
             transaction.append(entry.knowing(epoch=epoch))
 
-    def prove(self, epoch: int, entry: Entry) -> None:
-        """The token showed that the master key of a destroyed epoch is gone.
+    def given_up(self, epoch: int) -> dict[str, Any]:
+        """The row of the log by which an epoch was given up; raises `StoreError` if there is none."""
+        with self._database.read() as connection:
+            row = connection.execute(f"{_EVENT} ORDER BY seq DESC LIMIT 1", (0, "epoch.give-up", epoch)).fetchone()
+        if row is None:
+            raise StoreError(f"epoch {epoch} is destroyed, and the log does not say so: somebody wrote to the store")
+        given_up: dict[str, Any] = json.loads(row[1])
+        return given_up
 
-        Writes, in one commit: the epoch's row, audit rows that name the blocks whose keys were wrapped under it last
-        and where copies of them are, audit row. Does nothing if it was proved before.
+    def prove(self, epoch: int, given_up: int, entry: Entry) -> None:
+        """The token showed that the master key of an epoch is gone, which row ``given_up`` of the log gave up.
+
+        Writes, in one commit: audit rows that name the blocks whose keys were wrapped under it last, and where copies
+        are, audit row, the epoch's row. If the log says so already: the epoch's row, which somebody wrote to, and an
+        alarm.
         """
         with self._database.write() as transaction:
-            proved = transaction.execute("UPDATE epoch SET proved = 1 WHERE epoch = ? AND proved = 0", (epoch,))
-            if not proved.rowcount:
-                return
-            rows = transaction.execute(_ENDED, {"epoch": epoch}).fetchall()
-            for start in range(0, len(rows), NAMES_MOST):
-                told = rows[start : start + NAMES_MOST]
-                also = {_named(BlockName(*name)): json.loads(others) for *name, others in told if others != "[]"}
-                facts = {"epoch": epoch, "blocks": [_named(BlockName(*name)) for *name, _ in told]}
-                transaction.append(Entry("block.destroy", entry.actor, {**facts, "also": also} if also else facts))
-            transaction.append(entry.knowing(epoch=epoch, blocks=len(rows)))
+            known = transaction.execute(_EVENT, (given_up, "epoch.destroy", epoch)).fetchone()
+            if known is None:
+                proof = _log_end(transaction, epoch, entry)
+            else:
+                proof = known[0]
+                transaction.append(Entry("alarm.epoch-tampered", entry.actor, {"epoch": epoch, "proof": proof}))
+            transaction.execute("UPDATE epoch SET proof = ? WHERE epoch = ?", (proof, epoch))
+
+
+def _log_end(transaction: Transaction, epoch: int, entry: Entry) -> int:
+    """Rows of the log that say what ended with an epoch; gives the number of the last."""
+    rows = transaction.execute(_ENDED, {"epoch": epoch}).fetchall()
+    for start in range(0, len(rows), NAMES_MOST):
+        told = rows[start : start + NAMES_MOST]
+        also = {_named(BlockName(*name)): json.loads(others) for *name, others in told if others != "[]"}
+        facts = {"epoch": epoch, "blocks": [_named(BlockName(*name)) for *name, _ in told]}
+        transaction.append(Entry("block.destroy", entry.actor, {**facts, "also": also} if also else facts))
+    return transaction.append(entry.knowing(epoch=epoch, blocks=len(rows))).seq
+
+
+def _is_end_of(epoch: int, text: str | None) -> bool:
+    """Whether a row of the log says that the master key of an epoch is gone."""
+    try:
+        said = json.loads(text or "{}")
+        return (said.get("event"), said.get("epoch")) == ("epoch.destroy", epoch)
+    except (ValueError, AttributeError):
+        return False
 
 
 def _insert(transaction: Transaction, epoch: int, check_value: str, token: str) -> None:

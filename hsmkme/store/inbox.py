@@ -36,7 +36,7 @@ from hsmkme.store.accepting import Insertion, accept, given, insert_assigned
 from hsmkme.store.blocks import freeze_block
 from hsmkme.store.database import Database, Transaction
 from hsmkme.store.links import (
-    OPERATOR,
+    LASTING,
     PEER_RESTORED,
     RESTORED,
     freeze,
@@ -47,6 +47,7 @@ from hsmkme.store.links import (
 )
 from hsmkme.store.outbox import require_open
 from hsmkme.store.rows import KeyRow, void_rows
+from hsmkme.store.timekeeping import clock_of
 
 WINDOW: Final = 4096
 """How far a message may be behind the newest of its link."""
@@ -91,7 +92,7 @@ class Inbox:
             verdict = "behind" if is_behind(here, receipt.incarnation, hello) else "good"
             if verdict == "behind":
                 alarm = Entry("alarm.peer-restored", entry.actor, entry.facts)
-                freeze(transaction, receipt.link_id, PEER_RESTORED, alarm, unless=(OPERATOR, RESTORED))
+                freeze(transaction, receipt.link_id, PEER_RESTORED, alarm, unless=LASTING)
             else:
                 note_far_end(transaction, receipt.link_id, receipt.incarnation, hello.log_rows, hello.ready)
                 note_seen(transaction, receipt)
@@ -196,21 +197,6 @@ def note_seen(transaction: Transaction, receipt: Receipt) -> None:
     )
 
 
-def revoke(transaction: Transaction, link_id: str, block_ids: list[str], entry: Entry) -> None:
-    """End blocks of which the two ends cannot both have the bytes."""
-    gone = []
-    for block_id in block_ids:
-        done = transaction.execute(
-            "UPDATE block SET state = 'revoked' WHERE link_id = ? AND block_id = ?"
-            " AND state IN ('deposited', 'ready', 'frozen', 'exhausted') RETURNING key_count - next_index",
-            (link_id, block_id),
-        ).fetchone()
-        if done is not None:
-            gone.append(block_id)
-    if gone:
-        transaction.append(entry.knowing(link=link_id, blocks=gone))
-
-
 def _answered(connection: Any, receipt: Receipt) -> bytes | None:
     row = connection.execute(
         "SELECT body, answer FROM inbox WHERE link_id = ? AND txid = ?", (receipt.link_id, receipt.txid.bytes)
@@ -238,24 +224,27 @@ def _keep(transaction: Transaction, receipt: Receipt, answer: Body) -> bytes:
 def _compare(transaction: Transaction, link_id: str, told: BlockTag, entry: Entry) -> tuple[str, bool]:
     """What to answer of one announced block, and whether it became ready here."""
     row = transaction.execute(
-        "SELECT tag, key_count, key_bits, state FROM block WHERE link_id = ? AND block_id = ?", (link_id, told.block_id)
+        "SELECT tag, key_count, key_bits, state, not_before FROM block WHERE link_id = ? AND block_id = ?",
+        (link_id, told.block_id),
     ).fetchone()
     if row is None or row[0] is None:
         return "unknown", False
-    tag, count, bits, state = row
+    tag, count, bits, state, not_before = row
     if not hmac.compare_digest(tag, bytes.fromhex(told.tag)) or (count, bits) != (told.count, told.bits):
         quarantine(transaction, link_id, told.block_id, entry.actor)
         return "mismatch", False
-    if state in (BlockState.FROZEN, BlockState.REVOKED, BlockState.EXPIRED):
+    locked = state == BlockState.DEPOSITED and not_before > clock_of(transaction.connection, transaction.now()).vouched
+    if locked or state in (BlockState.FROZEN, BlockState.REVOKED, BlockState.EXPIRED):
         return "unknown", False
     return "match", make_ready(transaction, link_id, told.block_id)
 
 
 def make_ready(transaction: Transaction, link_id: str, block_id: str) -> bool:
-    """Both ends hold the same bytes: keys of the block may be claimed."""
+    """Both ends hold the same bytes: keys of the block may be claimed, unless it is not to be released yet."""
     done = transaction.execute(
-        "UPDATE block SET state = 'ready' WHERE link_id = ? AND block_id = ? AND state = 'deposited'",
-        (link_id, block_id),
+        "UPDATE block SET state = 'ready' WHERE link_id = ? AND block_id = ? AND state = 'deposited'"
+        " AND not_before <= ?",
+        (link_id, block_id, clock_of(transaction.connection, transaction.now()).vouched),
     )
     return bool(done.rowcount)
 

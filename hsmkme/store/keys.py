@@ -17,6 +17,7 @@ from hsmkme.store.batches import Batches
 from hsmkme.store.database import Database, Transaction
 from hsmkme.store.rows import BARRED, CHUNK, KeyRow, parts_of, rows_of, rows_where, update_rows, void_rows
 from hsmkme.store.segments import Run, erase, runs_of
+from hsmkme.store.timekeeping import require_time
 
 _UNDELIVERED: Final = """
 key_id IN (SELECT key_id FROM (SELECT key_id, parts, mine FROM key WHERE state = 'assigning'
@@ -75,6 +76,7 @@ class Keys:
 
     def _collect(self, collections_now: Callable[[], Sequence[_Collection]]) -> list[None]:
         with self._database.write() as transaction:
+            require_time(transaction)
             collections = collections_now()
             key_ids = [key_id for each in collections for key_id in each.key_ids]
             rows = {row.key_id: row for row in rows_of(transaction.connection, key_ids)}
@@ -87,6 +89,12 @@ class Keys:
                     remember(transaction, each.retry, each.key_ids)
             transaction.append_all([_collected_entry(each, consumed) for each in collections])
             return [None] * len(collections)
+
+    def repeat(self, key_ids: Sequence[UUID], entry: Entry) -> None:
+        """Note that keys are handed out once more to who had them. No key changes its state. Writes: audit row."""
+        with self._database.write() as transaction:
+            require_time(transaction)
+            transaction.append(entry.knowing(key_IDs=[str(key_id) for key_id in key_ids]))
 
     def void(self, key_ids: Sequence[UUID], entry: Entry) -> list[UUID]:
         """Void those of ``key_ids`` that are not ended and erase their segments; returns those voided.
@@ -150,7 +158,18 @@ class Keys:
         condition = "state = 'assigned' AND mine = 1 AND claimed_at < ? LIMIT ?"
         return self._void_where(condition, (claimed_before, limit), entry, tell=True)
 
-    def _void_where(self, condition: str, values: tuple[int, int], entry: Entry, *, tell: bool) -> int:
+    def lapse(self, relation_id: int, since: int, before: int, entry: Entry, limit: int = CHUNK) -> int:
+        """Void keys of a relation that were claimed from ``since`` on and ``before``; returns how many.
+
+        A peer is not told: its own clock ends them.
+        """
+        condition = (
+            "state IN ('assigning', 'assigned', 'delivered') AND claimed_at >= ? AND claimed_at < ?"
+            " AND relation_id = ? ORDER BY claimed_at LIMIT ?"
+        )
+        return self._void_where(condition, (since, before, relation_id, limit), entry, tell=False)
+
+    def _void_where(self, condition: str, values: Sequence[int], entry: Entry, *, tell: bool) -> int:
         with self._database.write() as transaction:
             return len(void_rows(transaction, rows_where(transaction.connection, condition, values), entry, tell=tell))
 

@@ -6,6 +6,7 @@ from hashlib import blake2b
 
 from hsmkme.errors import OperatorFault
 from hsmkme.model import Entry, Lineage
+from hsmkme.store.approving import Approval, spend
 from hsmkme.store.database import Database, Transaction, head_of
 from hsmkme.store.links import RESTORED, freeze
 from hsmkme.store.segments import erase
@@ -18,10 +19,10 @@ class Lineages:
         self._database = database
 
     def now(self) -> Lineage:
-        """Which store this is, how often it was found to be an old copy, and how many rows its log has."""
+        """Which store this is, how often it was found to be an old copy, and how far its log has come."""
         with self._database.read() as connection:
             store_id, generation = connection.execute("SELECT store_id, generation FROM lineage").fetchone()
-            return Lineage(bytes(store_id), generation, head_of(connection)[0])
+            return Lineage(bytes(store_id), generation, *head_of(connection))
 
     def seal_rows(self, key: bytes) -> None:
         """Seal rows of keys under ``key`` from now on, at most 64 bytes, and believe no other.
@@ -38,20 +39,31 @@ class Lineages:
             raise OperatorFault("the digest key of this token is not the one that this store was begun with")
         self._database.rows.use(key)
 
-    def give_up(self, remembered: Lineage, entry: Entry) -> bool:
+    def is_behind(self, remembered: Lineage) -> bool:
+        """Whether this is an old copy of the store that is remembered, whatever was written into its log since."""
+        now = self.now()
+        if now.store_id != remembered.store_id or now.generation != remembered.generation:
+            return now.store_id == remembered.store_id and now.generation < remembered.generation
+        with self._database.read() as connection:
+            row = connection.execute("SELECT hash FROM log WHERE seq = ?", (remembered.log_rows,)).fetchone()
+        return remembered.log_rows > 0 and (row is None or remembered.log_hash not in (bytes(row[0]), bytes(32)))
+
+    def give_up(self, remembered: Lineage, entry: Entry, approval: Approval | None = None) -> bool:
         """This store is an older copy of the one that is ``remembered``: no key is delivered that may have been.
 
         Keys of local links that were not claimed are given up, for nobody else knows which of them were; links to
-        peers wait for a reconciliation. Writes, in one commit: cursors, zeros over segments, link states, the new
-        generation, audit row. False if another process did it.
+        peers wait for a reconciliation. Writes, in one commit: nonce of the approval, cursors, zeros over segments,
+        link states, the new generation, audit rows. False if another process did it.
         """
         with self._database.write() as transaction:
             (generation,) = transaction.execute("SELECT generation FROM lineage").fetchone()
             if generation > remembered.generation:
                 return False
+            if approval is not None:
+                spend(transaction, approval)
             transaction.execute("UPDATE lineage SET generation = ?", (remembered.generation + 1,))
             lost = _exhaust_local_blocks(transaction)
-            facts = {"log_rows_lost": remembered.log_rows - transaction.head()[0], "keys_void": lost}
+            facts = {"log_rows_lost": max(remembered.log_rows - transaction.head()[0], 0), "keys_void": lost}
             transaction.append(entry.knowing(**facts))
             for (link_id,) in transaction.execute("SELECT link_id FROM far_end").fetchall():
                 freeze(transaction, link_id, RESTORED, Entry("link.freeze", entry.actor))

@@ -25,7 +25,13 @@ RESTORED: Final = "restored"
 PEER_RESTORED: Final = "peer restored"
 """The peer's store is an old copy: it must reconcile."""
 
+GIVEN_UP: Final = "given up"
+"""This store is an old copy, as the peer's is: its keys were given up, and the peer must give up its own."""
+
 OPERATOR: Final = "operator"
+
+LASTING: Final = (OPERATOR, RESTORED, GIVEN_UP)
+"""Reasons that no start, and nothing a peer says of itself, ends."""
 
 _STANDING: Final = """
 SELECT link.link_id, peer, why, link.incarnation, sent, coalesce(far_end.incarnation, ''), coalesce(seen, 0),
@@ -126,7 +132,7 @@ class Links:
                 )
                 if fresh.rowcount:
                     transaction.append(Entry("link.begin", entry.actor, {"link": link_id}))
-                freeze(transaction, link_id, STARTING, entry, unless=(OPERATOR, RESTORED))
+                freeze(transaction, link_id, STARTING, entry, unless=LASTING)
 
     def heard(self, link_id: str, standing: Standing) -> None:
         """Note that the peer answered, and how far an open one has come.

@@ -7,7 +7,6 @@ other end has count as delivered here, segments that the other end saw are not c
 from __future__ import annotations
 
 import hmac
-import json
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 from uuid import UUID
@@ -17,17 +16,13 @@ from hsmkme.model import Entry, Relation, due_bits
 from hsmkme.states import BlockState, KeyState
 from hsmkme.store.accepting import insert_assigned
 from hsmkme.store.database import Database, Transaction
-from hsmkme.store.inbox import make_ready, quarantine, revoke
+from hsmkme.store.ending import keys_of, revoke
+from hsmkme.store.inbox import make_ready, quarantine
 from hsmkme.store.rows import Batch, KeyRow, insert_rows, rows_of, void_rows
 from hsmkme.store.segments import erase, joined
 
 PAGE: Final = 16
 """Blocks in one question: a block may have hundreds of keys."""
-
-KEYS_OF_BLOCKS: Final = (
-    "SELECT DISTINCT key_id FROM key_of_block WHERE block_pk IN (SELECT value FROM json_each(?))"
-)
-"""Never reads all keys: there may be millions, and the peer waits a few seconds."""
 
 LIST: Final = 256
 """Ids of live blocks in one answer."""
@@ -80,6 +75,15 @@ class Reconciling:
             if unknown:
                 transaction.append(entry.knowing(link=link_id, key_IDs=[str(report.key_id) for report in unknown]))
 
+    def give_up(self, link_id: str, block_ids: Sequence[str], entry: Entry) -> None:
+        """Claim nothing of these blocks any more: nobody knows what was delivered of them since the copy was made.
+
+        What slaves may collect here stays. Writes, in one commit: cursors and states of blocks, rows of keys, zeros
+        over segments, audit rows.
+        """
+        with self._database.write() as transaction:
+            give_up_missing(transaction, link_id, block_ids, entry)
+
     def apply(
         self, link_id: str, kme_id: str, asked: Sequence[str], reports: Iterable[BlockReport], entry: Entry
     ) -> None:
@@ -113,8 +117,7 @@ def _pk(connection: Any, link_id: str, block_id: str) -> int | None:
 def _keys_of(connection: Any, block_pks: Iterable[int]) -> dict[int, list[KeyRow]]:
     """Every key that has a part in one of the blocks, whatever became of it, pads too."""
     wanted: dict[int, list[KeyRow]] = {block_pk: [] for block_pk in block_pks}
-    found = connection.execute(KEYS_OF_BLOCKS, (json.dumps(list(wanted)),)).fetchall()
-    for row in rows_of(connection, [UUID(bytes=key_id) for (key_id,) in found]):
+    for row in keys_of(connection, list(wanted)):
         for block_pk in {place[0] for place in row.places} & wanted.keys():
             wanted[block_pk].append(row)
     return wanted

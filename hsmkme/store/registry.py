@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 import sqlite_utils
 
@@ -14,14 +16,26 @@ from hsmkme.store.batches import Batches
 from hsmkme.store.database import Database
 from hsmkme.store.links import new_incarnation
 
+_SHORT_LIVED: Final = """
+SELECT relation_id, max(pair.ttl) FROM relation, json_each(slaves) AS one
+JOIN pair ON pair.master = relation.master AND pair.slave = one.value
+WHERE relation.master IN (SELECT master FROM pair WHERE ttl > 0)
+GROUP BY relation_id HAVING min(pair.ttl) > 0 AND count(*) = json_array_length(slaves)
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """The registry at one moment: every SAE, in the order of their ids, and every (master, slave) that is allowed."""
+    """The registry at one moment: every SAE, in the order of their ids, and every (master, slave) that is allowed, with
+    the seconds that their keys live; 0: no limit."""
 
     version: int
     saes: Mapping[str, Sae] = field(default_factory=dict)
-    pairs: frozenset[tuple[str, str]] = frozenset()
+    pairs: Mapping[tuple[str, str], int] = field(default_factory=dict)
+
+    def ttl(self, master: str, slave: str) -> float:
+        """For how many seconds a key of this pair may be collected once it was made; infinite without a limit."""
+        return self.pairs.get((master, slave)) or math.inf
 
     def allowed(self, master: str, slaves: Sequence[str]) -> frozenset[str]:
         """Those of ``slaves`` that may share keys of ``master``."""
@@ -75,12 +89,16 @@ class Registry:
             transaction.append(entry.knowing(sae=sae_id))
             return True
 
-    def allow(self, master: str, slave: str, entry: Entry) -> bool:
-        """Let ``slave`` share keys of ``master``; False if it may already."""
+    def allow(self, master: str, slave: str, entry: Entry, ttl: int = 0) -> bool:
+        """Let ``slave`` share keys of ``master``, each for ``ttl`` seconds (0: no limit); False if it may just so."""
         with self._database.write() as transaction:
-            cursor = transaction.execute("INSERT INTO pair VALUES (?, ?) ON CONFLICT DO NOTHING", (master, slave))
+            cursor = transaction.execute(
+                "INSERT INTO pair VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET ttl = excluded.ttl"
+                " WHERE ttl <> excluded.ttl",
+                (master, slave, ttl),
+            )
             if cursor.rowcount:
-                transaction.append(entry.knowing(master=master, slave=slave))
+                transaction.append(entry.knowing(master=master, slave=slave, ttl=ttl))
             return bool(cursor.rowcount)
 
     def deny(self, master: str, slave: str, entry: Entry) -> bool:
@@ -91,11 +109,16 @@ class Registry:
                 transaction.append(entry.knowing(master=master, slave=slave))
             return bool(cursor.rowcount)
 
+    def short_lived(self) -> list[tuple[int, int]]:
+        """Relations in which every pair has a limit: their numbers, and how long the last slave may collect."""
+        with self._database.read() as connection:
+            return connection.execute(_SHORT_LIVED).fetchall()
+
     def admit_links(self, links: Sequence[Link], entry: Entry) -> None:
-        """Make links of the configuration known; a link that changed its peer is refused."""
+        """Make links of the configuration known, and how long their keys live; one that changed its peer is refused."""
         with self._database.write() as transaction:
             for link in links:
-                row = transaction.execute("SELECT peer FROM link WHERE link_id = ?", (link.link_id,)).fetchone()
+                row = transaction.execute("SELECT peer, ttl FROM link WHERE link_id = ?", (link.link_id,)).fetchone()
                 if row is not None and row[0] != link.peer:
                     raise StoreError(f"link {link.link_id} goes to {row[0]}, the configuration says {link.peer}")
                 if row is None:
@@ -103,7 +126,9 @@ class Registry:
                         "INSERT INTO link (link_id, peer, incarnation) VALUES (?, ?, ?)",
                         (link.link_id, link.peer, new_incarnation(transaction.now())),
                     )
-                    transaction.append(entry.knowing(link=link.link_id, peer=link.peer))
+                if row is None or row[1] != link.ttl_seconds:
+                    transaction.execute("UPDATE link SET ttl = ? WHERE link_id = ?", (link.ttl_seconds, link.link_id))
+                    transaction.append(entry.knowing(link=link.link_id, peer=link.peer, ttl=link.ttl_seconds))
 
     def pools(self) -> list[dict[str, object]]:
         """Links, their state, and how many keys of each size can be claimed."""
@@ -120,4 +145,5 @@ def _read(connection: sqlite3.Connection) -> Known:
     (version,) = connection.execute("SELECT version FROM registry").fetchone()
     rows = connection.execute("SELECT sae_id, kme_id, revoked FROM sae ORDER BY sae_id")
     saes = {sae_id: Sae(sae_id, kme_id, bool(revoked)) for sae_id, kme_id, revoked in rows}
-    return Known(version, saes, frozenset(connection.execute("SELECT master, slave FROM pair")))
+    pairs = connection.execute("SELECT master, slave, ttl FROM pair")
+    return Known(version, saes, {(master, slave): ttl for master, slave, ttl in pairs})

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Final
 from uuid import UUID
@@ -17,59 +17,61 @@ from hsmkme.messages.bodies import Revoke
 from hsmkme.model import Entry, Relation
 from hsmkme.states import KeyState
 from hsmkme.store.database import Database, Transaction
+from hsmkme.store.ending import REVOCABLE, keys_of, wipe_blocks
 from hsmkme.store.outbox import post
-from hsmkme.store.reconciling import KEYS_OF_BLOCKS
 from hsmkme.store.rows import CHUNK, KeyRow, rows_of, void_rows
 from hsmkme.store.segments import erase
 
 BLOCKS_AT_ONCE: Final = 32
 """Blocks that are ended in one commit, and told of in one message."""
 
-_REVOCABLE: Final = "('deposited', 'ready', 'frozen', 'exhausted')"
 _ENDED: Final = (KeyState.CONSUMED, KeyState.VOID)
 
 
 @dataclass(frozen=True, slots=True)
 class Scope:
     """Which blocks are meant: those of a link, or of all; of one name; deposited from ``since`` to ``until`` (seconds
-    since the epoch); whose keys were ever wrapped under ``epoch``."""
+    since the epoch); of these ``numbers`` in the store; live ones that are ``under`` an epoch now."""
 
     link_id: str | None = None
     block_id: str | None = None
     since: int = 0
     until: int = 2**62
-    epoch: int | None = None
+    numbers: tuple[int, ...] | None = None
+    under: int | None = None
 
     @property
     def where(self) -> str:
         """The condition, with the names of its parameters."""
-        of = {"link_id = :link": self.link_id, "block_id = :block": self.block_id}
-        under = [_UNDER] if self.epoch is not None else []
-        return " AND ".join([*(text for text, value in of.items() if value is not None), *under, _TIMES])
+        of = {
+            "link_id = :link": self.link_id,
+            "block_id = :block": self.block_id,
+            "block_pk IN (SELECT value FROM json_each(:numbers))": self.numbers,
+            _UNDER: self.under,
+        }
+        return " AND ".join([*(text for text, value in of.items() if value is not None), _TIMES])
 
     @property
     def values(self) -> dict[str, object]:
         """The parameters."""
         times = {"since": self.since, "until": self.until}
-        return {"link": self.link_id, "block": self.block_id, "epoch": self.epoch, **times}
+        own = {"link": self.link_id, "block": self.block_id, "under": self.under}
+        return {**own, "numbers": json.dumps(self.numbers), **times}
 
 
 _UNDER: Final = """
-(EXISTS (SELECT 1 FROM epoch AS last JOIN epoch AS meant USING (token) WHERE meant.epoch = :epoch
-    AND last.epoch = block.epoch AND :epoch BETWEEN block.first_epoch AND block.epoch)
-OR EXISTS (SELECT 1 FROM copy JOIN epoch AS last USING (epoch) JOIN epoch AS meant USING (token)
-    WHERE meant.epoch = :epoch AND copy.block_pk = block.block_pk AND :epoch BETWEEN copy.first_epoch AND copy.epoch))
+(epoch = :under OR block_pk IN (SELECT block_pk FROM copy WHERE epoch = :under)) AND state <> 'retired'
 """
 _TIMES: Final = "deposited_at BETWEEN :since AND :until"
-
-
-@dataclass(frozen=True, slots=True)
-class Touched:
-    """Keys of one relation: ``burnt`` before anybody had them, ``delivered`` to some who are to be told."""
-
-    relation: Relation
-    burnt: tuple[UUID, ...]
-    delivered: tuple[UUID, ...]
+_EVER_UNDER: Final = """
+SELECT block_pk FROM block WHERE epoch = :epoch OR block_pk IN (SELECT block_pk FROM copy WHERE epoch = :epoch)
+    OR link_id || '/' || block_id IN (
+    SELECT text ->> '$.link' || '/' || (text ->> '$.block') FROM log
+        WHERE text ->> '$.event' IN ('block.deposit', 'block.carry') AND (text ->> '$.epoch' = :epoch
+            OR EXISTS (SELECT 1 FROM json_each(text, '$.also') AS also WHERE also.value = :epoch))
+    UNION ALL SELECT value FROM log, json_each(text, '$.blocks')
+        WHERE text ->> '$.event' IN ('block.rewrap', 'block.copy') AND text ->> '$.to' = :epoch)
+"""
 
 
 class Revoking:
@@ -86,6 +88,12 @@ class Revoking:
                 scope.values,
             ).fetchall()
 
+    def ever_under(self, epoch: int) -> Scope:
+        """Every block whose key is wrapped under an epoch, or was by what the log says. Reads the whole log."""
+        with self._database.read() as connection:
+            found = connection.execute(_EVER_UNDER, {"epoch": epoch}).fetchall()
+            return Scope(numbers=tuple(number for (number,) in found))
+
     def end(self, scope: Scope, entry: Entry) -> int:
         """End up to `BLOCKS_AT_ONCE` blocks that are meant and not ended yet; returns how many.
 
@@ -93,7 +101,7 @@ class Revoking:
         """
         statement = (
             "UPDATE block SET state = 'revoked' WHERE block_pk IN (SELECT block_pk FROM block"  # noqa: S608 - constants
-            f" WHERE {scope.where} AND state IN {_REVOCABLE} LIMIT {BLOCKS_AT_ONCE})"
+            f" WHERE {scope.where} AND state IN {REVOCABLE} LIMIT {BLOCKS_AT_ONCE})"
             " RETURNING link_id, block_id, tag IS NOT NULL"
         )
         with self._database.write() as transaction:
@@ -125,18 +133,32 @@ class Revoking:
             found = (connection.execute("SELECT key_id FROM key WHERE relation_id = ?", one).fetchall() for one in of)
             return [UUID(bytes=key_id) for rows in found for (key_id,) in rows]
 
-    def burn(self, key_ids: Sequence[UUID], entry: Entry, *, tell: bool) -> list[Touched]:
-        """Void those of ``key_ids`` that are not ended; gives all, by relation, and notes those that somebody has.
+    def burn(self, key_ids: Sequence[UUID], entry: Entry, *, tell: bool) -> int:
+        """Void those of ``key_ids`` that are not ended, and note those that somebody has; returns how many nobody had.
 
         Peers are told of each with ``tell``, else only of those that were carried to them. Writes, a commit for each
         `CHUNK` of keys: rows, zeros over their segments, messages, audit rows.
         """
-        touched: list[Touched] = []
+        burnt = 0
         for start in range(0, len(key_ids), CHUNK):
             with self._database.write() as transaction:
                 rows = rows_of(transaction.connection, key_ids[start : start + CHUNK])
-                touched += burn_rows(transaction, rows, entry, tell=tell)
-        return touched
+                burnt += burn_rows(transaction, rows, entry, tell=tell)
+        return burnt
+
+    def noted(self, key_ids: Collection[UUID]) -> dict[Relation, list[UUID]]:
+        """Those of ``key_ids`` that somebody has, by relation, as `burn` noted them, whatever became of them since.
+
+        Reads the whole log.
+        """
+        wanted = {str(key_id) for key_id in key_ids}
+        found: dict[Relation, set[UUID]] = defaultdict(set)
+        with self._database.read() as connection:
+            statement = "SELECT text FROM log WHERE instr(text, '\"event\":\"key.compromised\"')"
+            for row in (json.loads(text) for (text,) in connection.execute(statement)):
+                relation = Relation.of(row["master"], row["slaves"])
+                found[relation] |= {UUID(name) for name in wanted.intersection(row["key_IDs"])}
+        return {relation: sorted(has) for relation, has in found.items() if has}
 
     def wipe(self, scope: Scope) -> int:
         """Erase what is left of blocks that were revoked, a commit for each `BLOCKS_AT_ONCE`; returns how many."""
@@ -149,7 +171,7 @@ class Revoking:
         return len(pks)
 
 
-def burn_rows(transaction: Transaction, rows: Sequence[KeyRow], entry: Entry, *, tell: bool) -> list[Touched]:
+def burn_rows(transaction: Transaction, rows: Sequence[KeyRow], entry: Entry, *, tell: bool) -> int:
     """As `Revoking.burn`, inside a transaction."""
     had = {row.key_id for row in rows if row.state in (KeyState.DELIVERED, KeyState.CONSUMED) or row.served}
     told = {row.key_id for row in rows if tell or _is_carried(transaction, row)}
@@ -158,22 +180,14 @@ def burn_rows(transaction: Transaction, rows: Sequence[KeyRow], entry: Entry, *,
     void_rows(transaction, [row for row in rows if row.key_id not in told], void, tell=False)
     kept = [row for row in rows if _was_kept(transaction, row)]
     erase(transaction, [place for row in kept for place in row.places])
-    groups: dict[Relation, list[KeyRow]] = defaultdict(list)
+    delivered: dict[Relation, list[str]] = defaultdict(list)
     for row in rows:
-        groups[row.relation].append(row)
-    touched = [_touched(relation, of_it, had) for relation, of_it in groups.items()]
-    for one in touched:
-        if one.delivered:
-            parties = {"master": one.relation.master, "slaves": list(one.relation.slaves)}
-            named = {"key_IDs": [str(key_id) for key_id in one.delivered]}
-            transaction.append(Entry("key.compromised", entry.actor, {**entry.facts, **parties, **named}))
-    return touched
-
-
-def _touched(relation: Relation, rows: Sequence[KeyRow], had: set[UUID]) -> Touched:
-    delivered = tuple(row.key_id for row in rows if row.key_id in had)
-    burnt = tuple(row.key_id for row in rows if row.key_id not in had and row.state not in _ENDED)
-    return Touched(relation, burnt, delivered)
+        if row.key_id in had:
+            delivered[row.relation].append(str(row.key_id))
+    for relation, key_ids in delivered.items():
+        parties = {"master": relation.master, "slaves": list(relation.slaves), "key_IDs": key_ids}
+        transaction.append(Entry("key.compromised", entry.actor, {**entry.facts, **parties}))
+    return sum(row.key_id not in had and row.state not in _ENDED for row in rows)
 
 
 def _is_carried(transaction: Transaction, row: KeyRow) -> bool:
@@ -192,22 +206,9 @@ def end_told(transaction: Transaction, link_id: str, block_ids: Sequence[str], e
     found = (transaction.execute(statement, (link_id, name)).fetchone() for name in block_ids)
     pks = [row[0] for row in found if row is not None]
     transaction.executemany(
-        f"UPDATE block SET state = 'revoked' WHERE block_pk = ? AND state IN {_REVOCABLE}",  # noqa: S608 - constants
+        f"UPDATE block SET state = 'revoked' WHERE block_pk = ? AND state IN {REVOCABLE}",  # noqa: S608 - constants
         [(pk,) for pk in pks],
     )
     transaction.append(entry.knowing(link=link_id, blocks=list(block_ids)))
-    keys = transaction.execute(KEYS_OF_BLOCKS, (json.dumps(pks),)).fetchall()
-    rows = rows_of(transaction.connection, [UUID(bytes=key_id) for (key_id,) in keys])
-    burn_rows(transaction, rows, entry, tell=False)
+    burn_rows(transaction, keys_of(transaction.connection, pks), entry, tell=False)
     wipe_blocks(transaction, pks)
-
-
-def wipe_blocks(transaction: Transaction, block_pks: Sequence[int]) -> None:
-    """Erase those of the blocks that are revoked. Keys of theirs that are not ended must be void before."""
-    for pk in block_pks:
-        revoked = transaction.execute(
-            "UPDATE block SET live = 0, state = 'retired' WHERE block_pk = ? AND state = 'revoked'", (pk,)
-        )
-        if revoked.rowcount:
-            transaction.execute("DELETE FROM segments WHERE block_pk = ?", (pk,))
-            transaction.execute("DELETE FROM assigned_segment WHERE block_pk = ?", (pk,))

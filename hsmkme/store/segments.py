@@ -27,7 +27,8 @@ SELECT link_id, block_id, epoch, key_bits, wrapped, state, coalesce(substr(seale
 FROM block LEFT JOIN segments USING (block_pk) WHERE block_pk = :block
 """
 _LOSE: Final = """
-UPDATE block SET live = live - ? WHERE block_pk = ? RETURNING live, state, key_bits,
+UPDATE block SET live = CASE WHEN state IN ('frozen', 'revoked') THEN max(live - :lost, 0) ELSE live - :lost END
+WHERE block_pk = :block RETURNING live, state, key_bits,
     EXISTS (SELECT 1 FROM segments WHERE segments.block_pk = block.block_pk)
 """
 
@@ -77,7 +78,8 @@ def erase(transaction: Transaction, places: Iterable[tuple[int, int, int]]) -> N
         by_block[block_pk].append((first, count))
     for block_pk, runs in by_block.items():
         try:
-            row = transaction.execute(_LOSE, (sum(count for _, count in runs), block_pk)).fetchone()
+            lost = sum(count for _, count in runs)
+            row = transaction.execute(_LOSE, {"lost": lost, "block": block_pk}).fetchone()
         except sqlite3.IntegrityError as error:
             raise StoreTampered(f"block {block_pk} loses more keys than it has", [block_pk]) from error
         live, state, key_bits, has_segments = row or (None, "", 0, False)

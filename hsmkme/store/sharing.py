@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from hsmkme.messages.bodies import BLOCKS_MOST, BlockTag, Grant, GrantedBlock
 from hsmkme.model import Entry
 from hsmkme.store.database import Database
-from hsmkme.store.inbox import make_ready, quarantine, revoke
+from hsmkme.store.ending import revoke
+from hsmkme.store.inbox import make_ready, quarantine
 from hsmkme.store.outbox import post
 from hsmkme.store.segments import erase
+from hsmkme.store.timekeeping import clock_of
 
 
 class Sharing:
@@ -19,12 +21,15 @@ class Sharing:
         self._database = database
 
     def unconfirmed(self, link_id: str, after: str = "") -> list[BlockTag]:
-        """Blocks that wait for the peer's confirmation, by their ids, the first of them after ``after``."""
+        """Blocks that wait for the peer's confirmation, by their ids, the first of them after ``after``.
+
+        Not those that are not to be released yet.
+        """
         with self._database.read() as connection:
             rows = connection.execute(
                 "SELECT block_id, key_count, key_bits, tag FROM block WHERE link_id = ? AND state = 'deposited'"
-                " AND tag IS NOT NULL AND block_id > ? ORDER BY block_id LIMIT ?",
-                (link_id, after, BLOCKS_MOST),
+                " AND tag IS NOT NULL AND block_id > ? AND not_before <= ? ORDER BY block_id LIMIT ?",
+                (link_id, after, clock_of(connection, self._database.clock()).vouched, BLOCKS_MOST),
             ).fetchall()
         return [BlockTag(block_id=name, count=count, bits=bits, tag=tag.hex()) for name, count, bits, tag in rows]
 
@@ -73,8 +78,9 @@ class Sharing:
         with self._database.write() as transaction:
             rows = transaction.execute(
                 "UPDATE block SET state = 'expired' WHERE block_pk IN (SELECT block_pk FROM block WHERE"
-                " state = 'deposited' AND deposited_at < ? LIMIT ?) RETURNING block_pk, link_id, block_id, key_count",
-                (deposited_before, limit),
+                " state = 'deposited' AND deposited_at < ? AND not_before < ? LIMIT ?)"
+                " RETURNING block_pk, link_id, block_id, key_count",
+                (deposited_before, deposited_before, limit),
             ).fetchall()
             if rows:
                 erase(transaction, [(block_pk, 0, key_count) for block_pk, _, _, key_count in rows])

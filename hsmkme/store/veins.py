@@ -27,15 +27,27 @@ _NEXT_OF: Final = """
 SELECT block_pk, block_id, epoch, wrapped, key_count, next_index, coalesce(substr(sealed, next_index * ? + 1,
     min(?, key_count - next_index) * ?), x''), next_index = segments AND next_index BETWEEN 0 AND key_count - 1
 FROM block LEFT JOIN taken USING (block_pk) LEFT JOIN segments USING (block_pk)
-WHERE link_id = ? AND key_bits = ? AND state = 'ready' AND mine = 1
+WHERE link_id = ? AND key_bits = ? AND state = 'ready' AND mine = 1 AND max(deposited_at, not_before) >= ?
 """
 _NEXT: Final = f"{_NEXT_OF} ORDER BY block_pk LIMIT 1"
-_NEXT_IN_REACH: Final = f"{_NEXT_OF} AND {IN_REACH.format('?6')} ORDER BY block_pk LIMIT 1"
+_NEXT_IN_REACH: Final = f"{_NEXT_OF} AND {IN_REACH.format('?7')} ORDER BY block_pk LIMIT 1"
 _READY_IN_REACH: Final = f"""
 SELECT coalesce(sum(key_count - next_index), 0) FROM block
-WHERE link_id = ? AND key_bits = ? AND state = 'ready' AND mine = 1 AND {IN_REACH.format("?3")}
+WHERE link_id = :link AND key_bits = :bits AND state = 'ready' AND mine = 1
+    AND max(deposited_at, not_before) >= :oldest AND {IN_REACH.format(":away")}
 """  # noqa: S608 - ours alone
 """Segments that are lost do not open: the token's keeper quarantines the block."""
+
+_POOLS: Final = """
+SELECT link_id, key_bits, ready, ttl FROM pool JOIN link USING (link_id)
+WHERE peer = ? AND link.state = 'open' AND ready > 0
+"""
+AGED: Final = """
+SELECT coalesce(sum(key_count - next_index), 0) FROM block WHERE link_id = :link AND key_bits = :bits
+    AND state IN ('deposited', 'ready') AND state = 'ready' AND mine = 1
+    AND deposited_at < :oldest AND not_before < :oldest
+"""
+"""How many keys are too old. Mostly upkeep has ended what is, so that there is little to be added up."""
 
 _MOVE: Final = "UPDATE block SET next_index = ? WHERE block_pk = ?"
 _EXHAUST: Final = "UPDATE block SET next_index = ?, state = 'exhausted' WHERE block_pk = ?"
@@ -46,13 +58,13 @@ _EXHAUST: Final = "UPDATE block SET next_index = ?, state = 'exhausted' WHERE bl
 class Vein:
     """Keys of one size on one link; a key of another size is joined and cut from ``per_key`` of them.
 
-    ``away``: see `Demand`.
-    """
+    What was deposited before ``oldest`` is too old. ``away``: see `Demand`."""
 
     link_id: str
     key_bits: int
     ready: int
     per_key: int
+    oldest: int = 0
     away: frozenset[int] = frozenset()
 
     @property
@@ -61,17 +73,32 @@ class Vein:
         return self.ready // self.per_key
 
 
-def veins_of(connection: sqlite3.Connection, peer: str, size: int, away: frozenset[int] = frozenset()) -> list[Vein]:
-    rows = connection.execute(
-        "SELECT link_id, key_bits, ready FROM pool JOIN link USING (link_id)"
-        " WHERE peer = ? AND link.state = 'open' AND ready > 0",
-        (peer,),
-    ).fetchall()
-    if away:  # nobody counts what is in reach while all is: this reads every block
-        known = ((link_id, bits, packed(away)) for link_id, bits, _ in rows)
-        rows = [(*row[:2], *connection.execute(_READY_IN_REACH, row).fetchone()) for row in known]
-    veins = [Vein(link_id, bits, ready, -(-size // bits), away) for link_id, bits, ready in rows]
+def veins_of(
+    connection: sqlite3.Connection, peer: str, size: int, now: int, away: frozenset[int] = frozenset()
+) -> list[Vein]:
+    """What can give keys of ``size`` bits on open links to ``peer``, the least wasteful first."""
+    veins = []
+    for link_id, bits, ready, ttl in connection.execute(_POOLS, (peer,)).fetchall():
+        oldest = now - ttl if ttl else 0
+        if away:
+            found = _in_reach(connection, link_id, bits, oldest, away)
+        else:
+            found = max(ready - (_aged(connection, link_id, bits, oldest) if ttl else 0), 0)
+        veins.append(Vein(link_id, bits, found, -(-size // bits), oldest, away))
     return sorted(veins, key=lambda vein: (vein.per_key * vein.key_bits - size, vein.per_key, vein.link_id))
+
+
+def _aged(connection: sqlite3.Connection, link_id: str, key_bits: int, oldest: int) -> int:
+    values = {"link": link_id, "bits": key_bits, "oldest": oldest}
+    return int(connection.execute(AGED, values).fetchone()[0])
+
+
+def _in_reach(
+    connection: sqlite3.Connection, link_id: str, key_bits: int, oldest: int, away: frozenset[int]
+) -> int:
+    """Nobody counts what is in reach while all is: this reads every block that is ready."""
+    values = {"link": link_id, "bits": key_bits, "oldest": oldest, "away": packed(away)}
+    return int(connection.execute(_READY_IN_REACH, values).fetchone()[0])
 
 
 def draw(
@@ -79,7 +106,7 @@ def draw(
 ) -> Iterator[tuple[tuple[Part, ...], Places]]:
     """Take ``wanted`` keys of ``size`` bits from links to ``peer``, the least wasteful veins first: the parts of each,
     and where they are. Raises `PoolShort` if all veins together cannot give them. ``away``: see `Demand`."""
-    veins = veins_of(transaction.connection, peer, size, away)
+    veins = veins_of(transaction.connection, peer, size, transaction.now(), away)
     available = sum(vein.keys for vein in veins)
     if available < wanted:
         raise PoolShort(available, key_rate(transaction, peer, size))
@@ -104,7 +131,8 @@ def take(transaction: Transaction, vein: Vein, wanted: int) -> list[Run]:
     stride, runs = segment_bytes(vein.key_bits), []
     statement, further = (_NEXT_IN_REACH, (packed(vein.away),)) if vein.away else (_NEXT, ())
     while wanted:
-        row = transaction.execute(statement, (stride, wanted, stride, vein.link_id, vein.key_bits, *further)).fetchone()
+        place = (vein.link_id, vein.key_bits, vein.oldest, *further)
+        row = transaction.execute(statement, (stride, wanted, stride, *place)).fetchone()
         if row is None or not row[-1]:
             raise StoreTampered("the pool counts keys that are not there, or a block says what cannot be")
         block_pk, block_id, epoch, wrapped, key_count, first, sealed, _ = row

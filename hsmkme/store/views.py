@@ -37,9 +37,14 @@ SELECT link_id AS link, peer, state, why, link.incarnation, sent, far_end.incarn
     coalesce(seen, 0) AS seen, nullif(heard, 0) AS heard, coalesce(far_end.ready, '{}') AS peer_ready,
     (SELECT count(*) FROM outbox WHERE outbox.link_id = link.link_id) AS outbox,
     (SELECT min(since) FROM outbox WHERE outbox.link_id = link.link_id) AS outbox_since,
-    (SELECT count(*) FROM block WHERE block.link_id = link.link_id AND block.state = 'deposited') AS unconfirmed,
-    (SELECT min(deposited_at) FROM block WHERE block.link_id = link.link_id AND block.state = 'deposited')
-        AS unconfirmed_since
+    (SELECT count(*) FROM block WHERE block.link_id = link.link_id AND block.state = 'deposited' AND not_before = 0)
+        AS unconfirmed,
+    (SELECT min(deposited_at) FROM block WHERE block.link_id = link.link_id AND block.state = 'deposited'
+        AND not_before = 0) AS unconfirmed_since,
+    (SELECT count(*) FROM block WHERE block.link_id = link.link_id AND block.state = 'deposited' AND not_before > 0)
+        AS locked,
+    (SELECT min(not_before) FROM block WHERE block.link_id = link.link_id AND block.state = 'deposited'
+        AND not_before > 0) AS locked_until
 FROM link LEFT JOIN far_end USING (link_id) ORDER BY link_id
 """
 _POOL: Final = "SELECT key_bits, ready, theirs FROM pool WHERE link_id = ? ORDER BY key_bits"
@@ -100,9 +105,10 @@ class Views:
             return [json.loads(text) for (text,) in rows]
 
     def unconfirmed(self) -> dict[str, int]:
-        """How many blocks of each link wait until its other end confirms them; links without such are left out."""
+        """How many blocks of each link wait until its other end confirms them; links without such are left out, and so
+        are blocks that wait for a time."""
         with self._database.read() as connection:
-            statement = "SELECT link_id, count(*) FROM block WHERE state = 'deposited' GROUP BY link_id"
+            statement = "SELECT link_id, count(*) FROM block WHERE state = 'deposited' AND not_before = 0 GROUP BY 1"
             return dict(connection.execute(statement).fetchall())
 
     def relations(self, sae_id: str | None = None) -> list[View]:
@@ -112,7 +118,8 @@ class Views:
             return [{**row, "slaves": json.loads(row["slaves"])} for row in rows]
 
     def links(self) -> list[View]:
-        """Every link: its state, what the two ends may assign, what waits, and what is known of the peer.
+        """Every link: its state, what the two ends may assign, what waits (for the peer, or ``locked`` until a time),
+        and what is known of the peer.
 
         ``pools``: of each key size how many keys this end may assign (``ready``), how many of the peer's blocks are
         here (``theirs``), and how many the peer said it may assign when it was last in touch (``peer_ready``).

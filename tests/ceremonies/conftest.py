@@ -18,6 +18,14 @@ def equipped(tmp_path_factory: pytest.TempPathFactory) -> Hall:
     return hall
 
 
+@pytest.fixture(scope="session")
+def initialised(tmp_path_factory: pytest.TempPathFactory) -> Hall:
+    """With a token that has nothing on it."""
+    hall = Hall(tmp_path_factory.mktemp("initialised")).prepare()
+    assert hall.run(hall.plan("initialise")).status == 0
+    return hall
+
+
 @pytest.fixture
 def hall(equipped: Hall, tmp_path: Path) -> Hall:
     """With a token that had its first ceremony."""

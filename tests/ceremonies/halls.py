@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pkcs11 import Attribute
+
 from hsmkme.ceremony.transcript import Line, read
 from hsmkme.hsm import TokenAddress, load_profile
-from hsmkme.hsm.officer import Officer
+from hsmkme.hsm.session import Sessions
 from tests.processes import Done, apart, hsmkme
 from tests.tokens import PIN, PINS
 
@@ -85,14 +87,14 @@ class Hall:
 
     def labels(self, pin: str = PIN) -> list[str]:
         """Every object on the token, without the notes of ceremonies."""
-        found = self._all_labels(pin)
-        return [label for label in found if not label.startswith(NOTE)]
+        return [label for label in dict.fromkeys(self.all_labels(pin)) if not label.startswith(NOTE)]
 
     def notes(self) -> list[str]:
         """The notes that ceremonies left."""
-        return [label for label in self._all_labels(PIN) if label.startswith(NOTE)]
+        return [label for label in self.all_labels() if label.startswith(NOTE)]
 
-    def _all_labels(self, pin: str) -> list[str]:
+    def all_labels(self, pin: str = PIN) -> list[str]:
+        """The label of every object on the token."""
         path = self.home / "labels.json"
         apart(_write_labels, self.address, pin, path)
         found: list[str] = json.loads(path.read_text())
@@ -128,9 +130,11 @@ def backup_of(hall: Hall) -> Path:
 
 
 def _write_labels(address: TokenAddress, pin: str, path: Path) -> None:
-    officer = Officer(address, lambda: pin, writable=False)
-    path.write_text(json.dumps(officer.labels()))
-    officer.close()
+    sessions = Sessions(address, lambda: pin)
+    with sessions.lane() as lane:
+        found = lane.session.get_objects({Attribute.TOKEN: True})
+        path.write_text(json.dumps(sorted(one[Attribute.LABEL] for one in found)))
+    sessions.close()
 
 
 def transcript_of(plan: Path) -> Path:

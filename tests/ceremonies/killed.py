@@ -21,7 +21,8 @@ DURABLE = [
     (Cryptoki, "init_token"),
     (initialising, "_set_user_pin"),
     (initialising, "change_pin"),
-    *((hands, name) for name in ("make_backup", "write_backup", "restore_backup")),
+    *((hands, name) for name in ("make_backup", "write_private", "write_backup", "restore_backup")),
+    (Path, "unlink"),  # a sheet was written, and printed
     (templates, "verify_object"),  # an object was made, and nobody looked at it yet
     *((Officer, name) for name in ("make_master", "make_digest_key", "make_audit_key", "make_anchor", "_brought")),
     *((Officer, name) for name in ("destroy", "note", "sign")),

@@ -133,17 +133,34 @@ def test_who_is_not_there_gets_an_envelope_that_only_they_open(
     assert "Share 3 of 3" in sheet.read_text()
 
 
+def test_no_sheet_and_no_envelope_is_overwritten_or_left_by_a_dry_run(backed: Backed, tmp_path: Path) -> None:
+    hall = backed[0].copy(tmp_path / "hall")
+    assert hsmkme("custodian", "key", hall.home / "far.key").status == 0
+    absent = ('# envelope_key = "custodian-3.key.pub"', 'envelope_key = "far.key.pub"')
+    plan = hall.plan("backup", "", absent, ("# sheets = ", "sheets = "))
+    assert "sheets is no directory, or not writable" in hall.run(plan).err
+    sheets = hall.home / "sheets"
+    sheets.mkdir()
+    assert hall.run(plan, {}, "--dry-run").status == 0
+    assert list(sheets.iterdir()) == list(hall.home.glob("*.envelope")) == []
+    stem = Path(backup_of_plan(plan)).stem
+    for name in (f"{stem}-custodian-1.html", f"{stem}-custodian-3.envelope"):
+        (sheets / name).write_text("precious")
+        done = hall.run(plan)
+        assert (done.status, f"{name} exists: nothing is overwritten" in done.err) == (1, True), done
+        assert (sheets / name).read_text() == "precious"
+        (sheets / name).unlink()
+
+
+def backup_of_plan(plan: Path) -> str:
+    return re.findall('^file = "(.*)"', plan.read_text(), re.MULTILINE)[0]
+
+
 def test_a_backup_file_is_never_overwritten(backed: Backed, tmp_path: Path) -> None:
     hall = backed[0].copy(tmp_path / "hall")
     plan = hall.plan("backup")
-    name = re.findall('^file = "(.*)"', plan.read_text(), re.MULTILINE)[0]
+    name = backup_of_plan(plan)
     (hall.home / name).write_text("precious")
     found = json.loads(hsmkme("ceremony", "check", plan, "--answers", hall.answers({}), "--json").out)
     assert found["wrong"] == [f"{hall.home / name} exists: nothing is overwritten, name another file"]
     assert (hall.run(plan).status, (hall.home / name).read_text()) == (1, "precious")
-
-
-def test_a_restore_is_not_rehearsed(backed: Backed, empty: Hall, tmp_path: Path) -> None:
-    restore = empty.plan("restore", str(backup_of(backed[0])))
-    done = hsmkme("ceremony", "rehearse", restore, "--directory", tmp_path / "rehearsal")
-    assert (done.status, "shares bring no key to a rehearsal" in done.err) == (1, True)

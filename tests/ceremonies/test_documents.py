@@ -11,16 +11,21 @@ from pathlib import Path
 import pypdf
 import pytest
 
+from hsmkme.ceremony.document import Document, Section
+from hsmkme.ceremony.pdf import pdf
+from hsmkme.errors import OperatorFault
 from hsmkme.words import spoken
 from tests.ceremonies.halls import Hall, told, transcript_of
 from tests.processes import hsmkme
 
+PURPOSE = "<b>A</b> & new token, Zoë Łukaszewska, Ağaoğlu, Ελένη Ωμέγα, Жанна Щукина –"
+
 
 @pytest.fixture(scope="module")
 def held(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The plan of a first ceremony that was held; its purpose has what HTML would take for a tag."""
+    """The plan of a first ceremony that was held; its purpose has what HTML would take for a tag, and many letters."""
     hall = Hall(tmp_path_factory.mktemp("held")).prepare()
-    plan = hall.plan("first", "", ('purpose = "A new token', 'purpose = "<b>A</b> & new token'))
+    plan = hall.plan("first", "", ('purpose = "A new token', f'purpose = "{PURPOSE}'))
     assert hall.run(plan, {"op-1.make-digest": ["no", "make digest"]}).status == 0
     return plan
 
@@ -62,7 +67,7 @@ def everything(plan: Path) -> list[str]:
     made = {done["evidence"]["label"]: done["evidence"] for done in told(plan, "done")}
     facts = [begin["plan_sha256"], begin["policy"], digest, made["master/1"]["check_value"]]
     token = [end["token"][name] for name in ("serial", "model", "firmware", "library_sha256")]
-    words = ["<b>A</b> & new token for the KME", "NEVER_EXTRACTABLE", "AES_KEY_WRAP", "wrong-input", "attests none"]
+    words = [f"{PURPOSE} for the KME", "NEVER_EXTRACTABLE", "AES_KEY_WRAP", "wrong-input", "attests none"]
     return [*facts, *token, *words, "so-1", "op-1", "witness-1", "Signatures by hand", "security-officer"]
 
 
@@ -85,6 +90,20 @@ def test_the_pdf_has_everything(held: Path, printed: tuple[Path, Path]) -> None:
     missing = [fact for fact in everything(held) if squeezed(fact) not in text]
     assert missing == []
     assert f"page{len(pages)}" in text
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"), [("鍵の式典", "'鍵' (U+9375, CJK UNIFIED IDEOGRAPH-9375)"), ("טקס", "HEBREW LETTER TET")]
+)
+def test_a_letter_that_the_pdf_cannot_show_is_named_and_no_other_is_put_in_its_place(text: str, letter: str) -> None:
+    for content in (
+        Document(text, []),
+        Document("x", [Section("x", [text])]),
+        Document("x", [Section("x", rows=[("a", text)])]),
+    ):
+        with pytest.raises(OperatorFault, match=re.escape(letter)) as fault:
+            pdf(content)
+        assert "print it as HTML, --html" in str(fault.value)
 
 
 def test_the_digest_stands_there_in_words_too(held: Path, printed: tuple[Path, Path]) -> None:

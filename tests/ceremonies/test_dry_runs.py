@@ -13,14 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from hsmkme.ceremony.backups import Backup, write_backup
+from hsmkme.ceremony.backups import Backup, read_backup, write_backup
 from hsmkme.ceremony.drafts import kinds
 from hsmkme.ceremony.shares import split
 from hsmkme.hsm.backup import WrappedMaster
 from hsmkme.model import KeyMaterial
-from tests.ceremonies.halls import LABEL, Backed, Hall, shape, transcript_of
+from tests.ceremonies.halls import LABEL, Backed, Hall, backup_of, shape, transcript_of
 from tests.processes import Done, hsmkme
-from tests.tokens import PINS, link_answers
+from tests.tokens import PIN, PINS, evidence_of, link_answers
 
 GOLDENS = Path(__file__).parent / "goldens"
 ABOUT = {
@@ -36,6 +36,9 @@ STARTS = {
 """Where a ceremony is held; the others on a token that had its first."""
 WRITE = "WRITE_GOLDENS"
 REHEARSAL_PINS = {"op-1.the-user-PIN": "rehearsal-user", "so-1.the-SO-PIN": "rehearsal-so"}
+OLD_PIN = "op-1.the-old-PIN"
+REHEARSED = ("first", "first-with-backup", "link-key", "change-pin", "decommission", "backup", "restore")
+"""Kinds that are rehearsed here; those that change epochs are in `test_stores`."""
 
 
 def text_of(done: Done) -> str:
@@ -46,14 +49,6 @@ def text_of(done: Done) -> str:
     name = first.partition(":")[0]
     whole = "\n".join([first.replace(name, name[:-8] + "DATE"), *rest, ""])
     return re.sub("ceremony/[0-9a-f]{16}", "ceremony/NOTE", whole)
-
-
-@pytest.fixture(scope="session")
-def initialised(tmp_path_factory: pytest.TempPathFactory) -> Hall:
-    """With a token that has nothing on it."""
-    hall = Hall(tmp_path_factory.mktemp("initialised")).prepare()
-    assert hall.run(hall.plan("initialise")).status == 0
-    return hall
 
 
 def hall_for(kind: str, request: pytest.FixtureRequest, home: Path) -> Hall:
@@ -108,22 +103,23 @@ def test_a_dry_run_of_an_interrupted_ceremony_tells_of_the_rest(hall: Hall) -> N
 # Rehearsals ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["first", "link-key", "decommission"])
+@pytest.mark.parametrize("kind", REHEARSED)
 def test_a_rehearsal_has_the_prompts_and_the_transcript_of_the_ceremony(
-    kind: str, request: pytest.FixtureRequest, tmp_path: Path
+    kind: str, request: pytest.FixtureRequest, backed: Backed, tmp_path: Path
 ) -> None:
     hall = hall_for(kind, request, tmp_path / "hall")
-    plan = hall.plan(kind, ABOUT.get(kind, ""))
-    key = link_answers("paris", bytes(range(32)))
+    plan = hall.plan(kind, str(backup_of(backed[0])) if kind == "restore" else ABOUT.get(kind, ""))
+    key = {**link_answers("paris", bytes(range(32))), "op-1.the-new-PIN": "another-pin", OLD_PIN: PIN}
     before, tokens = hall.objects(), hall.tokens()
     home = tmp_path / "rehearsal"
-    pins = {} if kind == "first" else REHEARSAL_PINS
+    new = STARTS.get(kind) == "bare"
+    pins = {} if new else {**REHEARSAL_PINS, OLD_PIN: REHEARSAL_PINS["op-1.the-user-PIN"]}
     answers = hall.answers({**key, **pins})
     rehearsed = hsmkme("ceremony", "rehearse", plan, "--answers", answers, "--directory", home)
     assert rehearsed.status == 0, rehearsed.err
     assert (hall.objects(), hall.tokens()) == (before, tokens)
     assert not transcript_of(plan).exists()
-    held = hall.run(plan, {**PINS, **key})
+    held = hall.run(plan, {**PINS, **key, **{f"{who}.your-share": words for who, words in backed[2].items()}})
     assert held.status == 0, held.err
     assert shape(home / "transcript.jsonl") == shape(transcript_of(plan))
     assert prompts(rehearsed.out) == prompts(held.out)
@@ -136,6 +132,19 @@ def prompts(said: str) -> list[str]:
     lines = said.replace("test-rehearsal", LABEL).splitlines()
     asked = [line for line, after in itertools.pairwise(lines) if after.startswith("> ")]
     return [line.partition("the digest begins with")[0] for line in asked]
+
+
+def test_people_who_rehearse_a_restore_are_told_shares_of_a_key_that_is_worth_nothing(
+    backed: Backed, empty: Hall, tmp_path: Path
+) -> None:
+    plan, home = empty.plan("restore", str(backup_of(backed[0]))), tmp_path / "rehearsal"
+    done = hsmkme("ceremony", "rehearse", plan, "--answers", empty.answers({}), "--directory", home)
+    assert done.status == 0, done.err
+    shown = re.findall(r"^In this rehearsal that is: (.*)$", done.out, re.MULTILINE)
+    assert [len(words.split()) for words in shown] == [42, 42]
+    assert not set(shown) & set(backed[2].values())
+    (restored,) = (one for one in evidence_of(home / "transcript.jsonl") if one.get("shares"))
+    assert restored["check_value"] != read_backup(backup_of(backed[0])).master.check_value
 
 
 def test_a_rehearsal_wants_an_empty_directory(hall: Hall) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,21 +15,28 @@ import pytest
 from hsmkme.ceremony.prompts import INTERRUPT
 from hsmkme.ceremony.transcript import read
 from hsmkme.ceremony.verifying import verify
-from tests.ceremonies.halls import Answers, Backed, Hall, backup_of, told, transcript_of
+from tests.ceremonies.halls import NOTE, Answers, Backed, Hall, backup_of, lines_of, told, transcript_of
 from tests.ceremonies.killed import run_killed
 from tests.ceremonies.test_kinds import ALL, require_pins, require_state
 from tests.processes import apart, hsmkme, status_of
 from tests.tokens import PIN, link_answers
 
+PROGRAMS = Path(__file__).parent.parent / "programs"
+MOST_POINTS = 40
+STRIDE = 128
 LINK = link_answers("paris", bytes(range(32)))
 
 
 def has(*labels: str) -> Callable[[Hall], None]:
-    """Whether the token holds these objects, each once."""
+    """Whether the token holds these objects, each once, and there is no other token.
+
+    What SoftHSM leaves of an object that it did not make to its end is no object of the token, and holds no key.
+    """
 
     def check(hall: Hall) -> None:
-        assert hall.labels() == sorted(labels)
-        assert len(hall.objects()) == len(labels) + 1 + len(hall.notes())  # the audit key is two objects
+        audit = ["audit"] if "audit" in labels else []  # two objects
+        assert [label for label in hall.all_labels() if not label.startswith(NOTE)] == sorted([*labels, *audit])
+        (_,) = (file for file in hall.home.glob("tokens/*/token.object") if file.stat().st_size)
 
     return check
 
@@ -40,10 +50,17 @@ class Case:
     check: Callable[[Hall], object]
     about: str = ""
     answers: Answers = field(default_factory=dict)
+    changes: tuple[tuple[str, str], ...] = ()
+    """Of the plan."""
 
 
 def pin_changed(hall: Hall) -> None:
     apart(require_pins, hall.address, "operator", "another-pin", PIN)
+
+
+def no_share_is_left(hall: Hall) -> None:
+    assert backup_of(hall).exists()
+    assert list((hall.home / "sheets").iterdir()) == []
 
 
 def nothing_left(hall: Hall) -> None:
@@ -57,6 +74,7 @@ CASES = [
     Case("change-pin", "equipped", pin_changed, "", {"op-1.the-new-PIN": "another-pin", "op-1.the-old-PIN": PIN}),
     Case("decommission", "equipped", nothing_left),
     Case("backup", "backed", backup_of),
+    Case("backup", "backed", no_share_is_left, changes=(("# sheets = ", "sheets = "),)),
     Case("restore", "bare", has(*ALL)),
 ]
 
@@ -77,12 +95,14 @@ def test_a_ceremony_killed_before_anything_that_it_does_is_gone_on_with_to_the_s
         return status_of(run_killed, point, hall.home / "points", *arguments)
 
     whole = start.copy(tmp_path / "whole")
-    written = whole.plan(case.kind, about)
+    written = whole.plan(case.kind, about, *case.changes)
+    (whole.home / "sheets").mkdir()
     assert run(whole, written, 0) == 0
     points = (whole.home / "points").read_text().splitlines()
     assert len(points) > 4
     for point, name in enumerate(points, start=1):
         hall = start.copy(tmp_path / f"point-{point}")
+        (hall.home / "sheets").mkdir()
         plan = hall.home / written.name
         plan.write_text(written.read_text().replace(str(whole.home), str(hall.home)))
         assert run(hall, plan, point) == -signal.SIGKILL, name
@@ -90,6 +110,66 @@ def test_a_ceremony_killed_before_anything_that_it_does_is_gone_on_with_to_the_s
         again = hall.run(plan, answers)
         assert again.status == 0, (name, again.err)
         assert ("was begun and not reported" in again.out) == interrupted, name
+        verify(transcript_of(plan).read_text().splitlines())
+        case.check(hall)
+
+
+def left_on_disk(plan: Path) -> tuple[object, ...]:
+    """The rough shape of what a killed ceremony left: SoftHSM writes an object anew for each of its attributes."""
+    files = [path for path in (plan.parent / "tokens").rglob("*") if path.suffix != ".lock"]
+    return len(lines_of(plan)), *sorted((path.name[-12:], path.stat().st_size // STRIDE) for path in files)
+
+
+INSIDE = [
+    Case("initialise", "bare", has()),
+    Case("audit-key", "initialised", has("audit")),
+    Case("link-key", "equipped", has(*ALL, "link/paris"), "paris", LINK),
+    Case("change-pin", "equipped", pin_changed, "", {"op-1.the-new-PIN": "another-pin", "op-1.the-old-PIN": PIN}),
+    Case("decommission", "equipped", nothing_left),
+]
+
+
+@pytest.fixture(scope="session")
+def killer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What kills a process inside the token's library."""
+    built = tmp_path_factory.mktemp("killer") / "killer.so"
+    flags = ["-shared", "-fPIC", "-O2", "-Wall", "-Wextra", "-Werror"]
+    subprocess.run(["gcc", *flags, "-o", built, PROGRAMS / "killer.c", "-ldl"], check=True)
+    return built
+
+
+def killed_inside(killer: Path, *held: tuple[int, Path, Path]) -> list[int]:
+    """Numbers that ``kill_inside.py`` prints, for points, plans and answers."""
+    command = [sys.executable, PROGRAMS / "kill_inside.py", *(str(argument) for one in held for argument in one)]
+    environment = {**os.environ, "LD_PRELOAD": str(killer)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return [int(line) for line in done.stdout.splitlines()]
+
+
+@pytest.mark.parametrize("case", INSIDE, ids=lambda case: case.kind)
+def test_a_ceremony_killed_while_the_token_writes_is_gone_on_with_to_the_same_end(
+    case: Case, request: pytest.FixtureRequest, killer: Path, tmp_path: Path
+) -> None:
+    """Between the two halves of a key pair, in the middle of an object, of a PIN: wherever a file is changed."""
+    start: Hall = request.getfixturevalue(case.start)
+    whole = start.copy(tmp_path / "whole")
+    written = whole.plan(case.kind, case.about)
+    (count,) = killed_inside(killer, (0, written, whole.answers(case.answers)))
+    case.check(whole)
+    points = range(1, count + 1, 1 + count // MOST_POINTS)
+    halls = [start.copy(tmp_path / f"point-{point}") for point in points]
+    plans = [hall.home / written.name for hall in halls]
+    for plan in plans:
+        plan.write_text(written.read_text().replace(str(whole.home), str(plan.parent)))
+    answers = [hall.answers(case.answers) for hall in halls]
+    statuses = killed_inside(killer, *zip(points, plans, answers, strict=True))
+    assert statuses == [-signal.SIGKILL] * len(points)
+    differing = {left_on_disk(plan): (hall, plan) for hall, plan in zip(halls, plans, strict=True)}
+    assert len(differing) > 3
+    for hall, plan in differing.values():
+        again = hall.run(plan, case.answers)
+        assert again.status == 0, (hall.home.name, again.err)
         verify(transcript_of(plan).read_text().splitlines())
         case.check(hall)
 

@@ -87,14 +87,19 @@ def test_a_link_key_is_brought_and_compared_with_the_other_end(hall: Hall) -> No
     assert proved(plan)["signed_by"] == ["token"]
 
 
-def test_a_transport_key_is_the_devices(hall: Hall) -> None:
-    key, other = bytes(range(32)), bytes([7] * 32)
-    answers = {
-        "custodian-1.component-of-transport/dev": bytes(a ^ b for a, b in zip(key, other, strict=True)).hex(),
-        "custodian-2.component-of-transport/dev": other.hex(),
-        "custodian-1.check-value-of-transport/dev": aes_key_wrap(key, bytes(32))[:5].hex(),
+def transport_answers(device: str, key: bytes) -> dict[str, str]:
+    """What people answer when they bring the key of a device, in two components."""
+    other = bytes([7] * 32)
+    return {
+        f"custodian-1.component-of-transport/{device}": bytes(a ^ b for a, b in zip(key, other, strict=True)).hex(),
+        f"custodian-2.component-of-transport/{device}": other.hex(),
+        f"custodian-1.check-value-of-transport/{device}": aes_key_wrap(key, bytes(32))[:5].hex(),
     }
-    done = hall.run(hall.plan("transport-key", "dev"), answers)
+
+
+def test_a_transport_key_is_the_devices(hall: Hall) -> None:
+    key = bytes(range(32))
+    done = hall.run(hall.plan("transport-key", "dev"), transport_answers("dev", key))
     assert done.status == 0, done.err
     assert "transport/dev" in hall.labels()
     apart(unwrap_by_transport_key, hall.address, aes_key_wrap(key, bytes(32)))

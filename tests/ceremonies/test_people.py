@@ -11,15 +11,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 
 from hsmkme.ceremony.people import Prompt
-from hsmkme.ceremony.prompts import INTERRUPT
 from hsmkme.cli.desk import Terminal
-from tests.ceremonies.halls import Hall, lines_of, told, transcript_of
-from tests.ceremonies.test_kinds import ALL
+from tests.ceremonies.halls import Hall, told, transcript_of
 from tests.processes import hsmkme
 from tests.tokens import PIN, SO_PIN, link_answers
 
@@ -61,79 +58,6 @@ def test_a_new_pin_is_typed_twice_and_has_a_fit_length(empty: Hall, answers: lis
     done = empty.run(plan, {"so-1.new-SO-PIN": answers})
     assert done.status == 0, done.err
     assert {facts["why"] for facts in told(plan, "wrong-input")} == {why}
-
-
-FIRST = {
-    "so-1.so-1-is-here": 0,
-    "op-1.op-1-is-here": 0,
-    "witness-1.witness-1-is-here": 0,
-    "so-1.initialise-test-hall": 0,
-    "so-1.new-SO-PIN": 0,
-    "op-1.new-user-PIN": 0,
-    "op-1.make-audit": 1,
-    "op-1.the-user-PIN": 1,
-    "op-1.make-master/1": 2,
-    "op-1.make-digest": 3,
-    "op-1.make-anchor": 4,
-}
-"""Every prompt of the first ceremony but those with its digest, and how many steps are done when it is shown."""
-OTHERS = {
-    "link-key": [
-        "op-1.op-1-is-here",
-        "op-1.the-user-PIN",
-        "custodian-1.bring-link/paris",
-        "custodian-1.component-of-link/paris",
-        "custodian-2.component-of-link/paris",
-        "custodian-1.check-value-of-link/paris",
-    ],
-    "change-pin": ["op-1.change-the-operator-PIN-of-test-hall", "op-1.the-new-PIN", "op-1.the-old-PIN"],
-    "decommission": [
-        "op-1.the-user-PIN",
-        "so-1.destroy-everything-on-test-hall",
-        "op-1.destroy-everything-on-test-hall",
-    ],
-}
-GIVEN = {"op-1.the-new-PIN": "another-pin", "op-1.the-old-PIN": PIN, **LINK}
-
-
-@pytest.mark.parametrize("key", FIRST)
-def test_ctrl_c_at_any_prompt_is_recorded_and_what_was_done_is_whole(empty: Hall, key: str) -> None:
-    plan = empty.plan("first")
-    require_abort(empty, plan, key)
-    assert len(told(plan, "done")) == FIRST[key]
-    assert empty.tokens() == (FIRST[key] > 0)
-    require_end(empty, plan)
-    assert empty.labels() == ALL
-
-
-@pytest.mark.parametrize(("kind", "key"), [(kind, key) for kind, keys in OTHERS.items() for key in keys])
-def test_ctrl_c_at_any_prompt_is_recorded_and_leaves_nothing(hall: Hall, kind: str, key: str) -> None:
-    plan, before = hall.plan(kind, "paris" if kind == "link-key" else ""), hall.objects()
-    require_abort(hall, plan, key)
-    assert hall.objects() == before
-    require_end(hall, plan)
-
-
-def test_ctrl_c_where_the_so_pin_is_asked_leaves_an_empty_token_to_be_erased(hall: Hall) -> None:
-    """Every object was destroyed by then, and was to be."""
-    plan = hall.plan("decommission")
-    require_abort(hall, plan, "so-1.the-SO-PIN")
-    assert hall.objects() == {}
-    require_end(hall, plan)
-
-
-def require_abort(hall: Hall, plan: Path, key: str) -> None:
-    done = hall.run(plan, {**GIVEN, key: INTERRUPT})
-    assert done.status == 3
-    assert "interrupted, and recorded so; the same command goes on with it" in done.err
-    assert lines_of(plan)[-1]["what"] == "abort"
-
-
-def require_end(hall: Hall, plan: Path) -> None:
-    """The same command goes on with it."""
-    again = hall.run(plan, GIVEN)
-    assert again.status == 0, again.err
-    assert hsmkme("ceremony", "verify", plan).status == 0
 
 
 # The terminal -------------------------------------------------------------------------------------------------------
@@ -207,6 +131,22 @@ def test_ctrl_c_and_the_end_of_the_input_stop_it_at_a_prompt(empty: Hall, key: s
         assert process.wait(timeout=30) == 3
     assert told(plan, "abort") == [{"why": "interrupted at a prompt"}]
     assert empty.tokens() == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "left"), [("xterm", b"\x1b[H\x1b[2J\x1b[3J"), ("dumb", b"\r\n" * 100), ("", b"\r\n" * 100)]
+)
+def test_nothing_that_was_shown_stays_on_the_screen_of_a_terminal_or_a_serial_console(kind: str, left: bytes) -> None:
+    here, there = pty.openpty()
+    program = "from hsmkme.cli.desk import Terminal\nt = Terminal()\nt.say('a secret')\nt.clear()\nt.say('the end')"
+    environment = {**os.environ, "TERM": kind, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", program]
+    process = subprocess.Popen(command, stdout=there, stderr=there, env=environment)
+    os.close(there)
+    shown = read_until(here, b"the end")
+    os.close(here)
+    assert process.wait(timeout=60) == 0
+    assert left in shown.partition(b"a secret")[2].partition(b"the end")[0]
 
 
 def test_a_signal_between_prompts_waits_for_the_next_prompt(monkeypatch: pytest.MonkeyPatch) -> None:

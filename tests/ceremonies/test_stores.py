@@ -141,6 +141,15 @@ def test_the_active_epoch_is_not_destroyed(site: Hall) -> None:
     assert "master/1" in site.labels()
 
 
+def test_an_operator_alone_does_not_destroy_an_epoch(site: Hall) -> None:
+    apart(begin_service, site)
+    assert site.run(site.plan("rotate", "2")).status == 0
+    done = site.run(site.plan("destroy-epoch", "1"), {"so-1.the-SO-PIN": PIN})
+    assert (done.status, "so-1 gave no right answer to: the SO PIN" in done.err) == (3, True)
+    assert epochs(site) == {1: EpochState.DEACTIVATED, 2: EpochState.ACTIVE}
+    assert "master/1" in site.labels()
+
+
 def test_a_plan_about_epochs_names_the_configuration(site: Hall) -> None:
     plan = site.plan("rotate", "2", (f'config = "{site.config}"\n', ""))
     done = site.run(plan)
@@ -185,7 +194,7 @@ def test_a_rehearsal_has_a_store_of_its_own(site: Hall, tmp_path: Path, kind: st
     if kind == "destroy-epoch":
         assert site.run(site.plan("rotate", "2")).status == 0
     plan, before = site.plan(kind, about), epochs(site)
-    answers = site.answers({"op-1.the-user-PIN": "rehearsal-user"})
+    answers = site.answers({"op-1.the-user-PIN": "rehearsal-user", "so-1.the-SO-PIN": "rehearsal-so"})
     done = hsmkme("ceremony", "rehearse", plan, "--answers", answers, "--directory", tmp_path / "rehearsal")
     assert done.status == 0, done.err
     assert epochs(site) == before

@@ -406,7 +406,7 @@ def test_pads_of_a_block_that_ended_there_end_here_too_and_the_next_ones_are_goo
     with pytest.raises(PeerRefused, match="void"):
         ends.fetch()
     assert ends.home.rows("SELECT link_id, block_id, state FROM block ORDER BY link_id, block_id") == [
-        ("far", "block-1", "revoked"),
+        ("far", "block-1", "retired"),
         ("far", "block-2", "ready"),
         ("near", "block-1", "ready"),
     ]

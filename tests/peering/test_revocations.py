@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from hsmkme.errors import HsmkmeError
+from hsmkme.model import Entry
 from hsmkme.revocation import Outcome, Revocation
 from hsmkme.store import Scope
 from tests.peering import line as trouble
@@ -67,3 +68,15 @@ def test_links_go_on_and_reconcile_after_a_revocation(pair: Pair) -> None:
     pair.fill(1, keys=8)
     pair.rounds(2)
     pair.works()
+
+
+def test_nothing_stays_of_a_block_that_the_other_end_has_ended(pair: Pair) -> None:
+    """Not its segments, which nobody claimed, nor what was claimed: no slave can collect it any more."""
+    fetched = pair.enc("a1", "b1", number=2)
+    for end in pair.ends:
+        names = [name.removeprefix("far/") for name in end.owned()]
+        end.store.sharing.revoke(LINK, names, Entry("block.revoke", "test", {"reason": "the peer has ended it"}))
+        assert end.rows("SELECT count(*) FROM segments") == [(0,)]
+        assert left(end) == {"retired": 4}
+        assert {end.keys()[key_id][0] for key_id in fetched} == {"void"}
+        assert end.alarms == []

@@ -11,7 +11,7 @@ from pydantic import Field
 from hsmkme.ceremony.backups import Asked, read_backup
 from hsmkme.ceremony.envelopes import seal
 from hsmkme.ceremony.shares import MOST_SHARES, Share, read_share
-from hsmkme.ceremony.sheets import Receiver, write_sheet
+from hsmkme.ceremony.sheets import Receiver, sheet
 from hsmkme.ceremony.step import Role, Room, Step
 from hsmkme.errors import CeremonyAborted, OperatorFault, ShareRefused
 from hsmkme.hsm.officer import Evidence
@@ -46,8 +46,9 @@ class Backup(Step):
         return [self.object]
 
     def writes(self) -> list[Path]:
-        """See `Step`."""
-        return [self.file]
+        """See `Step`. A sheet or an envelope for each custodian too: a killed ceremony may leave one."""
+        kinds = ("envelope", "html") if self.sheets else ("envelope",)
+        return [self.file, *(self._beside(custodian, kind) for custodian in self.by[2:] for kind in kinds)]
 
     def rehearsed_in(self, directory: Path) -> Self:
         """See `Step`."""
@@ -83,18 +84,19 @@ class Backup(Step):
         people.clear()
 
     def _print(self, room: Room, custodian: str, share: Share) -> None:
+        receiver = Receiver(custodian, f"{self.object} of {room.label}", len(self.by) - 2)
         path = self._beside(custodian, "html")
-        write_sheet(path, share, Receiver(custodian, f"{self.object} of {room.label}", len(self.by) - 2))
+        room.backups.issue(path, sheet(share, receiver))
         try:
             room.people.say(f"The sheet is {path}: print it now, where nobody else reads along.")
             room.people.confirm(custodian, f"share {share.index} is printed")
         finally:
-            path.unlink()
+            path.unlink(missing_ok=True)
 
     def _send(self, room: Room, custodian: str, share: Share) -> None:
         """An envelope that only the custodian opens; it may be sent by any way."""
         path = self._beside(custodian, "envelope")
-        path.write_text(seal(share, room.absent[custodian].read_bytes()) + "\n")
+        room.backups.issue(path, seal(share, room.absent[custodian].read_bytes()))
         room.people.say(f"The envelope for {custodian} is {path}")
 
     def _beside(self, custodian: str, kind: str) -> Path:
@@ -133,8 +135,8 @@ class Restore(Step):
         return [self.file]
 
     def rehearsed_in(self, directory: Path) -> Self:
-        """See `Step`."""
-        raise OperatorFault(f"{self.file} is not restored in {directory}: shares bring no key to a rehearsal")
+        """See `Step`. The backup there is of a key that is worth nothing: real shares never come to a rehearsal."""
+        return self.model_copy(update={"file": directory / self.file.name})
 
     def act(self, room: Room) -> Evidence:
         """Each custodian enters a share, nobody looking. The key is in the token, as it was, or nothing is."""

@@ -19,12 +19,15 @@ class Decommission(Step):
     do: Literal["decommission"]
 
     def act(self, room: Room) -> Evidence:
-        """Both officers agree first. Destroyed object by object, seen empty, erased: what was destroyed stays so."""
+        """Both officers agree first, each with their PIN. Destroyed one by one, seen empty, erased: no way back."""
         officer, operator = self.by
         room.people.confirm(operator, self.phrase(room.label))
+        so_pin = room.people.secret(
+            officer, "the SO PIN", lambda pin: room.backups.prove_pin("security-officer", pin)
+        )
         destroyed = [room.hands.destroy(label) for label in room.hands.labels()]
         left = room.hands.labels()
         if left:
             raise OperatorFault(f"the token still holds {', '.join(left)}")
-        room.people.secret(officer, "the SO PIN", room.hands.erase)
+        room.hands.erase(so_pin)
         return {"destroyed": destroyed, "left": left, "erased": True}

@@ -56,6 +56,8 @@ class DestroyEpoch(Step):
         return self.epoch + 1
 
     def act(self, room: Room) -> Evidence:
-        """Both officers agree first."""
-        room.people.confirm(self.by[1], self.phrase(room.label))
+        """Both officers agree first, each with their PIN."""
+        officer, operator = self.by
+        room.people.confirm(operator, self.phrase(room.label))
+        room.people.secret(officer, "the SO PIN", lambda pin: room.backups.prove_pin("security-officer", pin))
         return room.epochs.end(self.epoch)

@@ -11,10 +11,9 @@ CREATE TRIGGER epoch_stays BEFORE UPDATE OF epoch, check_value, token ON epoch
 
 -- The block's key as further tokens wrap it, each once. What the block's own row says is read first, this on failure.
 CREATE TABLE copy (
-    block_pk    INTEGER NOT NULL REFERENCES block,
-    epoch       INTEGER NOT NULL REFERENCES epoch,
-    first_epoch INTEGER NOT NULL REFERENCES epoch,
-    wrapped     BLOB NOT NULL,
+    block_pk INTEGER NOT NULL REFERENCES block,
+    epoch    INTEGER NOT NULL REFERENCES epoch,
+    wrapped  BLOB NOT NULL,
     PRIMARY KEY (block_pk, epoch)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX copies_under ON copy(epoch, block_pk);
@@ -31,7 +30,7 @@ CREATE TRIGGER copy_moves_to_active BEFORE UPDATE OF epoch ON copy
     OR NOT EXISTS (SELECT 1 FROM epoch JOIN epoch AS old USING (token)
         WHERE epoch.epoch = NEW.epoch AND epoch.state = 'active' AND old.epoch = OLD.epoch)
     BEGIN SELECT RAISE(ABORT, 'illegal transition: a copy of a live block moves to the active epoch of its token'); END;
-CREATE TRIGGER copy_stays BEFORE UPDATE OF block_pk, first_epoch ON copy
+CREATE TRIGGER copy_stays BEFORE UPDATE OF block_pk ON copy
     BEGIN SELECT RAISE(ABORT, 'illegal transition: what a copy is of does not change'); END;
 CREATE TRIGGER copy_is_kept BEFORE DELETE ON copy
     BEGIN SELECT RAISE(ABORT, 'illegal transition: a copy is not forgotten'); END;
