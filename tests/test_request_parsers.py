@@ -12,7 +12,6 @@ from urllib.parse import quote, urlencode
 from uuid import UUID
 
 import pytest
-from flask import Request
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -28,25 +27,23 @@ JSON = "application/json"
 
 def request(
     method: str = "POST", body: bytes = b"", query: str = "", content_type: str = JSON, **environ: str
-) -> Request:
+) -> dict[str, Any]:
     """A request as it comes from the server."""
-    return Request(
-        {
-            "REQUEST_METHOD": method,
-            "QUERY_STRING": query,
-            "CONTENT_TYPE": content_type,
-            "CONTENT_LENGTH": str(len(body)),
-            "wsgi.input": BytesIO(body),
-            **environ,
-        }
-    )
+    return {
+        "REQUEST_METHOD": method,
+        "QUERY_STRING": query,
+        "CONTENT_TYPE": content_type,
+        "CONTENT_LENGTH": str(len(body)),
+        "wsgi.input": BytesIO(body),
+        **environ,
+    }
 
 
-def posted(members: object) -> Request:
+def posted(members: object) -> dict[str, Any]:
     return request(body=json.dumps(members).encode())
 
 
-def read(parse: Callable[[Request], Any], request_: Request) -> Any:
+def read(parse: Callable[[dict[str, Any]], Any], request_: dict[str, Any]) -> Any:
     """What ``parse`` gives; None if it raises `BadRequest`, with a rule and a message that can be shown."""
     try:
         return parse(request_)
@@ -59,7 +56,7 @@ def read(parse: Callable[[Request], Any], request_: Request) -> Any:
     return None
 
 
-def key_request(request_: Request) -> KeyRequest | None:
+def key_request(request_: dict[str, Any]) -> KeyRequest | None:
     """A Key request that was read, held against the rules for its values as well."""
     found: KeyRequest | None = read(Reading(LIMITS).key_request, request_)
     if found is not None:
@@ -76,7 +73,7 @@ def key_request(request_: Request) -> KeyRequest | None:
     return found
 
 
-def key_ids(request_: Request) -> list[UUID] | None:
+def key_ids(request_: dict[str, Any]) -> list[UUID] | None:
     """Key IDs that were read."""
     found: list[UUID] | None = read(Reading(LIMITS).key_ids, request_)
     if found is not None:

@@ -39,7 +39,7 @@ def serve(app: Flask, peering: Peering, callers: PeerCallers) -> None:
 
     @app.before_request
     def dispatch() -> Answer | None:
-        path = path_of(request)
+        path = path_of(request.environ)
         if not path.startswith(PREFIX):
             return None
         peer, call = callers.of(request.environ), path.removeprefix(PREFIX)

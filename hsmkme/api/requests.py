@@ -6,8 +6,9 @@ import json
 import logging
 import re
 from collections.abc import Collection, Iterable, Mapping
+from functools import lru_cache
 from threading import Lock
-from typing import Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 from urllib.parse import parse_qsl, unquote_to_bytes
 from uuid import UUID
 
@@ -17,6 +18,9 @@ from werkzeug.exceptions import RequestEntityTooLarge
 from hsmkme.config import KeysSection
 from hsmkme.errors import BadRequest
 from hsmkme.policy import KeyRequest, number_rule, size_rule
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIEnvironment
 
 log = logging.getLogger(__name__)
 
@@ -36,9 +40,9 @@ _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _SURROGATE: Final = re.compile(r"\\u[dD][89A-Fa-f]")
 
 
-def path_of(request: Request) -> str:
+def path_of(environ: WSGIEnvironment) -> str:
     """The path as it was sent: an escaped slash inside an SAE id is not yet a slash."""
-    raw: str = request.environ.get("RAW_URI") or request.full_path
+    raw: str = environ.get("RAW_URI") or Request(environ, populate_request=False).full_path
     if not raw.startswith("/"):
         raw = _ABSOLUTE.sub("", raw)
     return raw.partition("?")[0]
@@ -52,6 +56,7 @@ def target_of(path: str) -> tuple[str, str] | None:
     return _unquoted(segments[0]), segments[1]
 
 
+@lru_cache(maxsize=256)
 def _unquoted(segment: str) -> str:
     try:
         if _BAD_ESCAPE.search(segment):
@@ -68,28 +73,32 @@ def _is_sae_id(value: object) -> bool:
     return isinstance(value, str) and bool(value.strip()) and not _CONTROL.search(value)
 
 
-def idempotency_key(request: Request) -> str | None:
+def idempotency_key(environ: WSGIEnvironment) -> str | None:
     """The Idempotency-Key of a request, if it has one; what an SAE does not repeat needs none (point 24)."""
-    token = request.headers.get("Idempotency-Key")
+    token: str | None = environ.get("HTTP_IDEMPOTENCY_KEY")
     if token is not None and not _TOKEN.fullmatch(token):
         raise BadRequest("an Idempotency-Key has from 1 to 255 visible ASCII characters", rule="REQ-IDEM-1")
     return token
 
 
 class Reading:
-    """Reads Key requests and key IDs; members that the standard does not know are ignored and counted."""
+    """Reads Key requests and key IDs; members that the standard does not know are ignored and counted.
 
-    def __init__(self, limits: KeysSection) -> None:
+    A body of more than ``body_most`` bytes is refused.
+    """
+
+    def __init__(self, limits: KeysSection, body_most: int | None = None) -> None:
         self._limits = limits
+        self._body_most = body_most
         self._number_rule, self._size_rule = number_rule(limits), size_rule(limits)
         self._lock = Lock()
         self.unknown = 0
         """How many unknown members this process has ignored."""
 
-    def key_request(self, request: Request) -> KeyRequest:
+    def key_request(self, environ: WSGIEnvironment) -> KeyRequest:
         """The Key request of a GET or POST on enc_keys (§6.2); raises `BadRequest`."""
-        query: dict[str, Any] = {name: _number(text) for name, text in _query(request, ("number", "size")).items()}
-        body = self._body(request, _KEY_REQUEST)
+        query: dict[str, Any] = {name: _number(text) for name, text in _query(environ, ("number", "size")).items()}
+        body = self._body(environ, _KEY_REQUEST)
         for name, value in query.items():
             if name in body and body[name] != value:
                 raise BadRequest(f"the query and the body give different values for {name}", rule="REQ-QUERY-2")
@@ -101,10 +110,10 @@ class Reading:
             additional_slaves=_additional(asked),
         )
 
-    def key_ids(self, request: Request) -> list[UUID]:
+    def key_ids(self, environ: WSGIEnvironment) -> list[UUID]:
         """The key_IDs of a GET or POST on dec_keys (§6.4), at least one; raises `BadRequest`."""
-        in_query = [_uuid(text) for text in _query(request, ("key_ID",)).values()]
-        body = self._body(request, _KEY_IDS)
+        in_query = [_uuid(text) for text in _query(environ, ("key_ID",)).values()]
+        body = self._body(environ, _KEY_IDS)
         _objects_if_any(body, "key_IDs_extension")
         if "key_IDs" not in body:
             if not in_query:
@@ -123,9 +132,13 @@ class Reading:
             self._count_unknown(entry, _KEY_ID)
         return [_uuid(entry.get("key_ID")) for entry in entries]
 
-    def _body(self, request: Request, known: Collection[str]) -> dict[str, Any]:
+    def _body(self, environ: WSGIEnvironment, known: Collection[str]) -> dict[str, Any]:
         """The JSON object in the body of a POST; an empty body, and whatever a GET carries, is an empty object."""
-        data = b"" if request.method == "GET" else _data(request)
+        if environ["REQUEST_METHOD"] == "GET":
+            return {}
+        request = Request(environ, populate_request=False)
+        request.max_content_length = self._body_most
+        data = _data(request)
         if not data:
             return {}
         if request.mimetype != "application/json":
@@ -144,11 +157,14 @@ class Reading:
             log.info("ignored %d unknown members, %d since the start", unknown, self.unknown)
 
 
-def _query(request: Request, names: Iterable[str]) -> dict[str, str]:
+def _query(environ: WSGIEnvironment, names: Iterable[str]) -> dict[str, str]:
     """The known query parameters; one given twice is refused, unknown ones are ignored."""
     found: dict[str, str] = {}
+    query = environ.get("QUERY_STRING")
+    if not query:
+        return found
     try:
-        pairs = parse_qsl(request.environ.get("QUERY_STRING", ""), keep_blank_values=True, errors="strict")
+        pairs = parse_qsl(query, keep_blank_values=True, errors="strict")
     except (ValueError, UnicodeError):
         raise BadRequest("the query cannot be decoded", rule="REQ-QUERY-3") from None
     for name, value in pairs:

@@ -6,7 +6,6 @@ from binascii import b2a_base64
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from werkzeug import Request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 
 from hsmkme.api import requests
@@ -34,23 +33,20 @@ class KeyDelivery:
         self._kme = kme
         self._callers = callers
         self._faults = faults
-        self._body_most = body_most
-        self._reading = requests.Reading(kme.limits)
+        self._reading = requests.Reading(kme.limits, body_most)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """WSGI."""
-        request = Request(environ, populate_request=False)
-        path = requests.path_of(request)
+        path = requests.path_of(environ)
         if not path.startswith(requests.PREFIX):
             return self._others(environ, start_response)
-        request.max_content_length = self._body_most
-        return self._answer(request, path)(environ, start_response)
+        return self._answer(environ, path)(environ, start_response)
 
-    def _answer(self, request: Request, path: str) -> Answer:
+    def _answer(self, environ: WSGIEnvironment, path: str) -> Answer:
         try:
-            caller = self._callers.of(request.environ)
+            caller = self._callers.of(environ)
             try:
-                return self._called(caller, request, path)
+                return self._called(caller, environ, path)
             except BadRequest:
                 self._kme.admit(caller)  # a stranger learns that it is one, and nothing of what is wrong otherwise
                 raise
@@ -59,31 +55,31 @@ class KeyDelivery:
         except HTTPException as error:
             return http_problem(error)
 
-    def _called(self, caller: str, request: Request, path: str) -> Answer:
-        again = self._again(request)
+    def _called(self, caller: str, environ: WSGIEnvironment, path: str) -> Answer:
+        again = self._again(environ)
         target = requests.target_of(path)
         if target is None:
             raise NotFound(f"no such method: {', '.join(requests.METHODS)} exist")
         sae_id, method = target
-        _allow(request, method)
+        _allow(environ, method)
         if method == "status":
             return answer(_status(self._kme.status(caller, sae_id)))
         if method == "enc_keys":
-            return Answer(_container(self._kme.get_key(caller, sae_id, self._reading.key_request(request), again)))
-        return Answer(_container(self._kme.get_key_with_ids(caller, sae_id, self._reading.key_ids(request), again)))
+            return Answer(_container(self._kme.get_key(caller, sae_id, self._reading.key_request(environ), again)))
+        return Answer(_container(self._kme.get_key_with_ids(caller, sae_id, self._reading.key_ids(environ), again)))
 
-    def _again(self, request: Request) -> Repeatable | None:
+    def _again(self, environ: WSGIEnvironment) -> Repeatable | None:
         """What makes the request repeatable; nothing where the configuration does not offer it."""
         if not self._kme.limits.idempotency_seconds:
             return None
-        token = requests.idempotency_key(request)
-        return None if token is None else Repeatable(self._callers.fingerprint(request.environ), token)
+        token = requests.idempotency_key(environ)
+        return None if token is None else Repeatable(self._callers.fingerprint(environ), token)
 
 
-def _allow(request: Request, method: str) -> None:
+def _allow(environ: WSGIEnvironment, method: str) -> None:
     """Anything but the methods of the standard is refused before a key is touched: HEAD would consume one."""
     allowed = ["GET"] if method == "status" else ["GET", "POST"]
-    if request.method not in allowed:
+    if environ["REQUEST_METHOD"] not in allowed:
         raise MethodNotAllowed(valid_methods=allowed, description=f"{method} takes {' and '.join(allowed)}")
 
 
