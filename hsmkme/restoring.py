@@ -7,8 +7,10 @@ with the copy, for whoever puts back a store takes back its log too; where there
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 from hsmkme.errors import OperatorFault
+from hsmkme.hsm.anchor import NOTHING
 from hsmkme.hsm.token import Token
 from hsmkme.model import Entry, Lineage
 from hsmkme.officers import Officers
@@ -18,9 +20,19 @@ log = logging.getLogger(__name__)
 
 
 def younger(token: Token, store: Store) -> Lineage | None:
-    """The store that the token remembers, if this one is an old copy of it."""
+    """The store that the token remembers, if this one is an old copy of it.
+
+    A token that remembers nothing took the place of the one that did: whether this is the latest nobody can tell, so it
+    counts as an old copy. Where a store is on several tokens the others remember it.
+    """
     remembered = token.anchored()
+    if remembered == NOTHING and store.lineage.is_anchored() and _is_on_one_token(store):
+        return replace(store.lineage.now(), log_rows=0)
     return remembered if store.lineage.is_behind(remembered) else None
+
+
+def _is_on_one_token(store: Store) -> bool:
+    return len({epoch.token for epoch in store.epochs.all()}) == 1
 
 
 def target(remembered: Lineage) -> str:
@@ -35,8 +47,9 @@ def require_latest(token: Token, store: Store) -> None:
         return
     if Officers.of(store.approving.policy()).needed:
         raise OperatorFault(
-            "this store is an old copy of the one that the token remembers: put the latest in its place, or have"
-            f" officers approve `restore {target(remembered)}`, then run `hsmkme restore`"
+            "this store is an old copy of the one that the token remembers, or the token is new and remembers none: put"
+            f" the latest in its place, or have officers approve `restore {target(remembered)}`, then run `hsmkme"
+            " restore`"
         )
     go_on(store, remembered)
 

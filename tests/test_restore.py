@@ -17,7 +17,7 @@ from hsmkme import config as configuration
 from hsmkme.custody import Custody
 from hsmkme.errors import ObjectMissing, PoolShort
 from hsmkme.hsm import Token, TokenAddress
-from hsmkme.hsm.anchor import ANCHOR_LABEL, anchor_template
+from hsmkme.hsm.anchor import ANCHOR_LABEL, NOTHING, anchor_template
 from hsmkme.identifiers import KeyIds
 from hsmkme.model import BlockName, Demand, Entry, KeyMaterial, Lineage, OpenKey, RawBlock, Relation
 from hsmkme.states import BlockState
@@ -120,6 +120,28 @@ def test_it_is_noticed_once_however_many_processes_start(site: Site, clock: Fake
         one.close()
     put_back(site, copied(site, tmp_path / "second"))
     assert len(alarms(site.open(clock)[0])) == 1, "a copy of now is not old"
+
+
+def test_beside_a_token_that_remembers_nothing_a_store_counts_as_an_old_copy(site: Site, clock: FakeClock) -> None:
+    """As after a ceremony that restored master keys to a new token: the latest store would be one, too."""
+    store, custody = site.open(clock)
+    deposit(custody, "one")
+    store.close()
+    store, custody = site.open(clock)
+    assert alarms(store) == [], "one that was never anchored begins"
+    upkeep(site, store, custody, clock).anchor()
+    store.close()
+    site.token.anchor().drop(NOTHING)
+    store, custody = site.open(clock)
+    assert len(alarms(store)) == 1
+    with pytest.raises(PoolShort):
+        fetch(custody, clock, 1)
+    deposit(custody, "two")
+    store.close()
+    store, custody = site.open(clock)
+    assert len(alarms(store)) == 1, "it is given up once"
+    assert len(fetch(custody, clock, 8)) == 8
+    store.close()
 
 
 def test_links_to_peers_wait_for_a_reconciliation(site: Site, clock: FakeClock, tmp_path: Path) -> None:

@@ -39,6 +39,16 @@ class Lineages:
             raise OperatorFault("the digest key of this token is not the one that this store was begun with")
         self._database.rows.use(key)
 
+    def note_anchored(self) -> None:
+        """A token remembers this store from now on."""
+        with self._database.write(logged=False) as transaction:
+            transaction.execute("UPDATE lineage SET anchored = 1 WHERE anchored = 0")
+
+    def is_anchored(self) -> bool:
+        """Whether a token remembers this store, as far as the store knows."""
+        with self._database.read() as connection:
+            return bool(connection.execute("SELECT anchored FROM lineage").fetchone()[0])
+
     def is_behind(self, remembered: Lineage) -> bool:
         """Whether this is an old copy of the store that is remembered, whatever was written into its log since."""
         now = self.now()
@@ -61,7 +71,7 @@ class Lineages:
                 return False
             if approval is not None:
                 spend(transaction, approval)
-            transaction.execute("UPDATE lineage SET generation = ?", (remembered.generation + 1,))
+            transaction.execute("UPDATE lineage SET anchored = 0, generation = ?", (remembered.generation + 1,))
             lost = _exhaust_local_blocks(transaction)
             facts = {"log_rows_lost": max(remembered.log_rows - transaction.head()[0], 0), "keys_void": lost}
             transaction.append(entry.knowing(**facts))
