@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Final
@@ -18,18 +18,18 @@ from hsmkme import config as configuration
 from hsmkme.demo.kme import LOCAL_LINK
 from hsmkme.drivers.keyfile import KeyFile
 from hsmkme.errors import OperatorFault
-from hsmkme.hsm import pace
+from hsmkme.hsm import Token, pace
 from hsmkme.model import BlockName, KeyMaterial, Part, RawBlock, SealedKey, segment_bytes
+from hsmkme.rotation import Rotation
 
 KEY_BITS: Final = 256
 KEYS: Final = 128
-_EPOCH: Final = 1
 
 START_SECONDS: Final = 60.0
 """How long one process waits for the others."""
 
 Work = Callable[[Path, float, Callable[[], object]], float]
-"""Works on the KME of a configuration for some seconds after it called the function; gives keys a second."""
+"""Works on the KME of a configuration for some seconds after calling the function; gives keys, or blocks, a second."""
 
 
 def side_by_side(work: Work, config: Path, seconds: float, processes: int = 1) -> float:
@@ -73,9 +73,9 @@ def _turns(config: Path) -> AbstractContextManager[pace.Turns]:
 
 def open_keys(config: Path, seconds: float, ready: Callable[[], object]) -> float:
     """`Token.open` of the keys of one block, in a plain loop."""
-    token = bootstrap.open_token(configuration.load(config).token[0])
+    token, epoch = _opened(config)
     try:
-        sealed = token.seal(_block(), _EPOCH)
+        sealed = token.seal(_block(), epoch)
         stride = segment_bytes(KEY_BITS)
         keys = [
             SealedKey(uuid4(), KEY_BITS, (Part(sealed.seal, n, 1, sealed.segments[n * stride : (n + 1) * stride]),))
@@ -88,10 +88,10 @@ def open_keys(config: Path, seconds: float, ready: Callable[[], object]) -> floa
 
 def seal_blocks(config: Path, seconds: float, ready: Callable[[], object]) -> float:
     """`Token.seal` of one block after the other, in a plain loop."""
-    token = bootstrap.open_token(configuration.load(config).token[0])
+    token, epoch = _opened(config)
     try:
         block = _block()
-        return _rate(lambda: token.seal(block, _EPOCH), seconds, ready)
+        return _rate(lambda: token.seal(block, epoch), seconds, ready)
     finally:
         token.close()
 
@@ -107,6 +107,28 @@ def deposit(config: Path, keys: float, ready: Callable[[], object]) -> float:
     took = time.perf_counter() - start
     parts.tokens.close()
     return tally.keys / took
+
+
+def rewrap(config: Path, _seconds: float, ready: Callable[[], object]) -> float:
+    """Open a new epoch and move every block of the one before to it; gives blocks a second."""
+    parts = bootstrap.open_parts(config)
+    name, before = next(iter(parts.store.epochs.active().items()))
+    rotation = Rotation(parts.tokens[name], parts.store, time.time, "bench")
+    ready()
+    rotation.rotate(because="bench")
+    blocks, began = sum(parts.store.epochs.live(before).values()), time.perf_counter()
+    rotation.rewrap(before)
+    took = time.perf_counter() - began
+    parts.tokens.close()
+    return blocks / took
+
+
+def _opened(config: Path) -> tuple[Token, int]:
+    """The token, and the epoch that is active."""
+    settings = configuration.load(config)
+    with closing(bootstrap.open_store(settings)) as store:
+        (epoch,) = store.epochs.active().values()
+        return bootstrap.open_token(settings.token[0]), epoch
 
 
 def _block() -> RawBlock:

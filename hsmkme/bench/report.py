@@ -19,6 +19,7 @@ from hsmkme.bench.targets import TARGETS, Target
 _FIGURES: Final = {
     "requests_per_second": ("requests/s", "{:,.0f}"),
     "keys_per_second": ("keys/s", "{:,.0f}"),
+    "blocks_per_second": ("blocks/s", "{:,.0f}"),
     "p50_ms": ("p50 ms", "{:.1f}"),
     "p99_ms": ("p99 ms", "{:.1f}"),
     "refused_per_second": ("refused/s", "{:,.0f}"),

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from hsmkme.bench.alone import Work, deposit, open_bare, open_keys, seal_bare, seal_blocks, side_by_side
+from hsmkme.bench.alone import Work, deposit, open_bare, open_keys, rewrap, seal_bare, seal_blocks, side_by_side
 from hsmkme.bench.loads import Call, Figures, Load
 from hsmkme.bench.overload import Overload
 from hsmkme.bench.site import WORKERS
@@ -45,6 +45,7 @@ class Alone:
     name: str
     work: Work
     processes: int = 1
+    figure: str = "keys_per_second"
     server: str = KME
 
     def keys_needed(self, seconds: float) -> int:  # noqa: ARG002 - none, however long
@@ -53,7 +54,7 @@ class Alone:
 
     def measure(self, stand: Stand, seconds: float) -> Figures:
         """Measure once, for about ``seconds``."""
-        return {"keys_per_second": side_by_side(self.work, stand.site.config, seconds, self.processes)}
+        return {self.figure: side_by_side(self.work, stand.site.config, seconds, self.processes)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,5 +93,6 @@ SCENARIOS: Final[Sequence[Scenario]] = (
     Alone("token-seal-bare", seal_bare),
     Alone("token-seal", seal_blocks),
     Deposit("deposit"),
+    Alone("rotation", rewrap, figure="blocks_per_second"),
 )
 """In the order in which they are measured."""
