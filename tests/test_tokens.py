@@ -304,7 +304,7 @@ def test_an_epoch_is_not_given_up_while_a_copy_is_under_it(kme: Kme) -> None:
     with pytest.raises(StoreError, match="1 live blocks are under epoch 2"):
         kme.rotation(B).shred(2)
     with pytest.raises(IllegalTransition):
-        kme.store.epochs.destroy(2, bytes(40), kme.rotation(B)._entry("epoch.give-up"))
+        kme.store.epochs.destroy(2, kme.rotation(B)._entry("epoch.give-up"))
     with pytest.raises(StoreError, match="is of the token pair-b"):
         kme.rotation(A).shred(2)
 
