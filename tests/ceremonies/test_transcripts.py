@@ -23,8 +23,9 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from hsmkme.ceremony import verifying
+from hsmkme.ceremony.prompts import INTERRUPT
 from hsmkme.ceremony.verifying import BrokenError, verify
-from tests.ceremonies.halls import Hall, told, transcript_of
+from tests.ceremonies.halls import Answers, Hall, told, transcript_of
 from tests.processes import hsmkme
 from tests.tokens import link_answers
 
@@ -253,6 +254,23 @@ def test_people_who_have_a_key_sign(hall: Hall, form: PrivateFormat, passphrase:
     forged = chained_anew(change("signature", signature=base64.b64encode(bytes(64)).decode())(parsed(lines)))
     with pytest.raises(BrokenError, match="the signature is not that of witness-1"):
         verify(forged)
+
+
+def test_ctrl_c_after_the_end_is_recorded_and_the_signatures_that_are_missing_are_asked_for_again(hall: Hall) -> None:
+    file = hall.home / "witness.key"
+    plan = signed_plan(hall, key_file(file, PrivateFormat.PKCS8, b"open it"))
+    given: Answers = {**LINK, "witness-1.the-file-with-your-private-key": str(file)}
+    secret = "witness-1.the-passphrase-of-your-key"
+    for number, key in enumerate(("witness-1.the-file-with-your-private-key", secret), start=1):
+        stopped = hall.run(plan, {**given, key: INTERRUPT})
+        assert (stopped.status, "interrupted, and recorded so" in stopped.err) == (3, True), stopped.err
+        assert len(told(plan, "abort")) == number
+        with pytest.raises(BrokenError, match="not signed by witness-1"):
+            verify(transcript_of(plan).read_text().splitlines())
+    digests = told(plan, "end")
+    assert hall.run(plan, {**given, secret: "open it"}).status == 0
+    assert (told(plan, "end"), len(told(plan, "done"))) == (digests, 1)
+    assert hsmkme("ceremony", "verify", plan).status == 0
 
 
 def signed_plan(hall: Hall, public: str) -> Path:
