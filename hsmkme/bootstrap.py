@@ -91,6 +91,7 @@ class Parts:
 
     def _drop_anchors(self, lineage: Lineage) -> None:
         self.tokens.each(lambda token: token.anchor().drop(lineage))
+        self.store.lineage.note_anchored()
 
 
 def open_store(config: Config) -> Store:

@@ -94,7 +94,6 @@ class Upkeep:
         lineage = self._store.lineage.now()
         if lineage != self._anchored:
             self._drop_anchor(lineage)
-            self._store.lineage.note_anchored()
             self._anchored = lineage
 
     def erase(self) -> None:

@@ -130,6 +130,7 @@ def test_beside_a_token_that_remembers_nothing_a_store_counts_as_an_old_copy(sit
     store, custody = site.open(clock)
     assert alarms(store) == [], "one that was never anchored begins"
     upkeep(site, store, custody, clock).anchor()
+    store.lineage.note_anchored()
     store.close()
     site.token.anchor().drop(NOTHING)
     store, custody = site.open(clock)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import io
+import json
 import multiprocessing
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, closing
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 from uuid import uuid4
 
 from hsmkme import bootstrap
@@ -20,7 +23,7 @@ from hsmkme.drivers.keyfile import KeyFile
 from hsmkme.errors import OperatorFault
 from hsmkme.hsm import Token, pace
 from hsmkme.model import BlockName, KeyMaterial, Part, RawBlock, SealedKey, segment_bytes
-from hsmkme.rotation import Rotation
+from hsmkme.states import EpochState
 
 KEY_BITS: Final = 256
 KEYS: Final = 128
@@ -110,17 +113,18 @@ def deposit(config: Path, keys: float, ready: Callable[[], object]) -> float:
 
 
 def rewrap(config: Path, _seconds: float, ready: Callable[[], object]) -> float:
-    """Open a new epoch and move every block of the one before to it; gives blocks a second."""
-    parts = bootstrap.open_parts(config)
-    name, before = next(iter(parts.store.epochs.active().items()))
-    rotation = Rotation(parts.tokens[name], parts.store, time.time, "bench")
+    """Open a new epoch and move every block of the one before to it, by commands; gives blocks a second."""
     ready()
-    rotation.rotate(because="bench")
-    blocks, began = sum(parts.store.epochs.live(before).values()), time.perf_counter()
-    rotation.rewrap(before)
-    took = time.perf_counter() - began
-    parts.tokens.close()
-    return blocks / took
+    (before,) = [one["epoch"] for one in _epoch(config, "list") if one["state"] == EpochState.ACTIVE]
+    _epoch(config, "rotate")
+    done = _epoch(config, "rewrap", str(before))
+    return float(done["moved"] / done["seconds"])
+
+
+def _epoch(config: Path, *command: str) -> Any:
+    """What a command on epochs tells programs."""
+    whole = [sys.executable, "-m", "hsmkme", "--config", str(config), "epoch", *command, "--json"]
+    return json.loads(subprocess.run(whole, check=True, capture_output=True).stdout)
 
 
 def _opened(config: Path) -> tuple[Token, int]:

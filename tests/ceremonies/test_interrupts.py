@@ -17,12 +17,12 @@ from tests.ceremonies.test_dry_runs import ABOUT, GOLDENS, hall_for
 from tests.ceremonies.test_kinds import transport_answers
 from tests.ceremonies.test_stores import begin_service, with_store
 from tests.processes import apart, hsmkme
-from tests.tokens import PIN, link_answers
+from tests.tokens import PIN, link_answers, shared_answers
 
 LOGIN = "op-1.the-user-PIN"
 WITHOUT_LOGIN = ("initialise", "change-pin")
 KEY = bytes(range(32))
-COMPONENTS = {**link_answers("paris", KEY), **transport_answers("device-1", KEY)}
+COMPONENTS = {**link_answers("paris", KEY), **transport_answers("device-1", KEY), **shared_answers()}
 GIVEN = {**COMPONENTS, "op-1.the-new-PIN": "another-pin", "op-1.the-old-PIN": PIN}
 
 
