@@ -31,6 +31,7 @@ _KEY_REQUEST: Final = frozenset(
 )
 _KEY_IDS: Final = frozenset({"key_IDs", "key_IDs_extension"})
 _KEY_ID: Final = frozenset({"key_ID", "key_ID_extension"})
+_JSON: Final = "application/json"
 _ABSOLUTE: Final = re.compile(r"^https?://[^/]*")
 _TOKEN: Final = re.compile(r"[\x21-\x7e]{1,255}")
 _UUID: Final = re.compile(r"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
@@ -136,12 +137,10 @@ class Reading:
         """The JSON object in the body of a POST; an empty body, and whatever a GET carries, is an empty object."""
         if environ["REQUEST_METHOD"] == "GET":
             return {}
-        request = Request(environ, populate_request=False)
-        request.max_content_length = self._body_most
-        data = _data(request)
+        data = _data(environ, self._body_most)
         if not data:
             return {}
-        if request.mimetype != "application/json":
+        if environ.get("CONTENT_TYPE") != _JSON and Request(environ, populate_request=False).mimetype != _JSON:
             raise BadRequest("Content-Type shall be application/json", rule="REQ-BODY-1")
         value = _parsed(data)
         if not isinstance(value, dict):
@@ -176,12 +175,18 @@ def _query(environ: WSGIEnvironment, names: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def _data(request: Request) -> bytes:
+def _data(environ: WSGIEnvironment, most: int | None) -> bytes:
+    """The body; one of more than ``most`` bytes, or of a length that is only known in the end, werkzeug reads."""
+    length = environ.get("CONTENT_LENGTH", "")
+    if "HTTP_TRANSFER_ENCODING" not in environ and length.isdecimal() and (most is None or int(length) <= most):
+        data: bytes = environ["wsgi.input"].read(int(length))
+        return data
+    request = Request(environ, populate_request=False)
+    request.max_content_length = most
     try:
         return request.get_data(cache=False)
     except RequestEntityTooLarge:
-        message = f"the body is longer than {request.max_content_length} bytes"
-        raise RequestEntityTooLarge(message) from None
+        raise RequestEntityTooLarge(f"the body is longer than {most} bytes") from None
 
 
 def _parsed(data: bytes) -> Any:

@@ -8,7 +8,6 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from types import MappingProxyType
 from typing import Final, NamedTuple
 from uuid import UUID
 
@@ -64,31 +63,35 @@ class KeyRow(NamedTuple):
 def rows_of(connection: sqlite3.Connection, key_ids: Sequence[UUID]) -> list[KeyRow]:
     """The rows of ``key_ids`` that exist, in the order given."""
     named = {key_id.bytes: key_id for key_id in key_ids}
-    found: dict[UUID, KeyRow] = {}
-    for condition, wanted in _chunks(key_ids):
-        found |= {row.key_id: row for row in rows_where(connection, condition, wanted, named)}
-    return [found[key_id] for key_id in key_ids if key_id in found]
+    found: dict[bytes, KeyRow] = {}
+    for condition, wanted in _chunks(list(named)):
+        found |= _rows(connection, condition, wanted, named)
+    return [found[key_id] for key_id in named if key_id in found]
 
 
 def rows_where(
+    connection: sqlite3.Connection, condition: str, values: Sequence[object] | Mapping[str, object]
+) -> list[KeyRow]:
+    """The rows of keys that meet a condition, which may set their order and how many they are at most."""
+    return list(_rows(connection, condition, values, {}).values())
+
+
+def _rows(
     connection: sqlite3.Connection,
     condition: str,
     values: Sequence[object] | Mapping[str, object],
-    named: Mapping[bytes, UUID] = MappingProxyType({}),
-) -> list[KeyRow]:
-    """The rows of keys that meet a condition, which may set their order and how many they are at most.
-
-    ``named``: key_IDs that are made already.
-    """
+    named: Mapping[bytes, UUID],
+) -> dict[bytes, KeyRow]:
+    """By the bytes of their key_IDs, of which ``named`` are made already; a UUID is slow to hash."""
     rows = connection.execute(f"{_SELECT} {condition}", values).fetchall()
-    found = []
+    found = {}
     for row, places in zip(rows, _places([row[-1] for row in rows]), strict=True):
         good, key_id, master, slaves, state, size, served, mine, due, _ = row
         relation = _relation(master or "", slaves or "[]")
         if state != KeyState.VOID and not (good and can_be_served(state, served, due, len(relation.slaves))):
             raise StoreTampered("the row of a claimed key was tampered with")
         name = named.get(key_id) or UUID(bytes=key_id)
-        found.append(KeyRow(name, relation, state, size, served, bool(mine), due, places))
+        found[key_id] = KeyRow(name, relation, state, size, served, bool(mine), due, places)
     return found
 
 
@@ -103,14 +106,14 @@ def update_rows(transaction: Transaction, statement: str, key_ids: Sequence[UUID
     """Run an UPDATE, which ends with a condition on ``values``, for these keys alone; returns how many it changed."""
     return sum(
         transaction.execute(f"{statement} AND {condition}", (*values, *wanted)).rowcount
-        for condition, wanted in _chunks(key_ids)
+        for condition, wanted in _chunks([key_id.bytes for key_id in key_ids])
     )
 
 
-def _chunks(key_ids: Sequence[UUID]) -> Iterator[tuple[str, list[bytes]]]:
+def _chunks(key_ids: Sequence[bytes]) -> Iterator[tuple[str, Sequence[bytes]]]:
     """The condition that picks these keys, and its parameters; only question marks are inserted."""
     for start in range(0, len(key_ids), CHUNK):
-        wanted = [key_id.bytes for key_id in key_ids[start : start + CHUNK]]
+        wanted = key_ids[start : start + CHUNK]
         yield f"key_id IN ({','.join('?' * len(wanted))})", wanted
 
 
