@@ -57,7 +57,7 @@ UNUSED = {
     *(("epoch", column) for column in ("since", "wraps", "proof")),
     ("key", "claimed_at"),
 }
-"""Values on which no delivery depends: times, whose turn it is with a peer, what finds a block that comes twice."""
+"""Values that nothing seals: times, whose turn it is with a peer, what finds a block that comes twice."""
 
 
 @pytest.fixture(scope="module")
