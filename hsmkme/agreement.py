@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Final, Protocol
 from uuid import UUID, uuid4
@@ -88,7 +88,7 @@ class Agreement:
         keys = None if made_now else self._custody.deliver(demand, actor, retry)
         if keys is not None:
             return keys
-        with nullcontext() if made_now else self._relation(demand), self._turns(demand):
+        with self._relation(demand), self._turns(demand):
             keys = None if made_now else self._agreed_meanwhile(demand, actor, retry)
             return keys or self._agreed_now(demand, actor, retry)
 
@@ -131,7 +131,7 @@ class Agreement:
     @contextmanager
     def _relation(self, demand: Demand) -> Iterator[None]:
         """Let another request of the relation that agrees on keys ahead of need be first: they may be for this one."""
-        if demand.fresh:  # nobody agrees on any for others
+        if demand.further or demand.fresh:  # nobody agrees on any for others
             yield
             return
         first = self._relations.setdefault((demand.relation, demand.size), Places(1))

@@ -85,7 +85,6 @@ class Custody:
                     self._store.log.append(Entry("alarm.epochs-differ", "custody", {"reason": str(fault)}))
             raise
 
-
     def deposit(
         self,
         blocks: Sequence[RawBlock],

@@ -16,7 +16,7 @@ from gunicorn.http.parser import RequestParser
 from gunicorn.util import http_date, unquote_to_wsgi_str
 
 from hsmkme.server.connection import Connection
-from hsmkme.server.framing import refusal
+from hsmkme.server.framing import HEAD_END, refusal
 
 _CONSTANT: Final = {
     "wsgi.version": (1, 0),
@@ -31,7 +31,6 @@ HEADS_MOST: Final = 256
 HEAD_MOST: Final = 4096
 """How many different heads are remembered, and how long each may be, in bytes."""
 
-_HEAD_END: Final = b"\r\n\r\n"
 _LINE: Final = re.compile(rb"(?P<method>[A-Z]{3,20}) (?P<target>/(?!/)[!\"$-~]*) HTTP/1\.[01]\r\n")
 """A target without anything that a parser has to think about: it is path and query."""
 
@@ -52,8 +51,9 @@ class Caller:
 
         ``last``: nothing more is served on the connection.
         """
+        plain = _plain_head(request)
         try:
-            head, environ = self._known(request) or self._parsed(request, connection.peer)
+            head, environ = self._known(request, plain) or self._parsed(request, plain, connection.peer)
         except (StopIteration, ParseException, NoMoreData):
             return refusal(400, "the request is not valid HTTP"), True
         environ |= connection.environment
@@ -67,34 +67,48 @@ class Caller:
         close = last or connection.must_close or head.closes
         return answer.whole(head, body, self._date.now(), close), close
 
-    def _known(self, request: bytes) -> tuple[_Head, dict[str, Any]] | None:
+    def _known(self, request: bytes, plain: _PlainHead | None) -> tuple[_Head, dict[str, Any]] | None:
         """Head and environment of a request that is like one that was parsed before, but for target and body."""
-        line = _LINE.match(request)
-        if line is None or line.end("target") > self._settings.limit_request_line - len(" HTTP/1.1"):
+        if plain is None or plain.line_length > self._settings.limit_request_line:
             return None
-        end = request.find(_HEAD_END)
-        head = self._heads.get(request[: line.end("method")] + request[line.end("target") : end])
+        head = self._heads.get(plain.rest)
         if head is None:
             return None
-        target = line["target"].decode("ascii")
+        target = plain.target.decode("ascii")
         path, _, query = target.partition("?")
         if "%" in path:
             path = unquote_to_wsgi_str(path)
-        body = BytesIO(request[end + len(_HEAD_END) :])
+        body = BytesIO(request[plain.length + len(HEAD_END) :])
         return head, {**head.environ, "RAW_URI": target, "PATH_INFO": path, "QUERY_STRING": query, "wsgi.input": body}
 
-    def _parsed(self, request: bytes, peer: Any) -> tuple[_Head, dict[str, Any]]:
+    def _parsed(self, request: bytes, plain: _PlainHead | None, peer: Any) -> tuple[_Head, dict[str, Any]]:
         """Head and environment as gunicorn's parser has them: a client says the same again and again."""
         parsed: Any = next(RequestParser(self._settings, iter((request,)), peer))
         head = _Head(parsed.method, parsed.version, parsed.should_close(), _environment(parsed))
-        line, end = _LINE.match(request), request.find(_HEAD_END)
-        if line is not None and end <= HEAD_MOST and "HTTP_TRANSFER_ENCODING" not in head.environ:
+        if plain is not None and plain.length <= HEAD_MOST and "HTTP_TRANSFER_ENCODING" not in head.environ:
             if len(self._heads) == HEADS_MOST:
                 self._heads.clear()
-            self._heads[request[: line.end("method")] + request[line.end("target") : end]] = head
+            self._heads[plain.rest] = head
         path = unquote_to_wsgi_str(parsed.path)
         own = {"RAW_URI": parsed.uri, "PATH_INFO": path, "QUERY_STRING": parsed.query, "wsgi.input": parsed.body}
         return head, {**head.environ, **own}
+
+
+class _PlainHead(NamedTuple):
+    """A head whose target is path and query, apart from the ``rest`` of it; lengths in bytes, without the line ends."""
+
+    target: bytes
+    rest: bytes
+    line_length: int
+    length: int
+
+
+def _plain_head(request: bytes) -> _PlainHead | None:
+    line, end = _LINE.match(request), request.find(HEAD_END)
+    if line is None:
+        return None
+    rest = request[: line.end("method")] + request[line.end("target") : end]
+    return _PlainHead(line["target"], rest, line.end() - len(b"\r\n"), end)
 
 
 class _Head(NamedTuple):

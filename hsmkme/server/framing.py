@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 HEAD_LIMIT: Final = 16384
 """Bytes of request line and headers."""
 
-_HEAD_END: Final = b"\r\n\r\n"
+HEAD_END: Final = b"\r\n\r\n"
 _CHUNK_LINE_LIMIT: Final = 256
 _TOKEN: Final = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _EXTENSION: Final = rb"[ \t]*;[ \t]*" + _TOKEN + rb'(?:=(?:' + _TOKEN + rb'|"[\t !#-\[\]-~]*"))?'
@@ -102,11 +102,11 @@ class Framing:
         return self._at + self._body if len(buffer) >= self._at + self._body else None
 
     def _read_head(self, buffer: bytearray) -> bool:
-        found = buffer.find(_HEAD_END, self._at, HEAD_LIMIT)
+        found = buffer.find(HEAD_END, self._at, HEAD_LIMIT)
         if found < 0:
             if len(buffer) >= HEAD_LIMIT:
                 raise FramingError(431, f"the headers are longer than {HEAD_LIMIT} bytes")
-            self._at = max(0, len(buffer) - len(_HEAD_END) + 1)
+            self._at = max(0, len(buffer) - len(HEAD_END) + 1)
             return False
         first, _, fields = bytes(buffer[:found]).partition(b"\r\n")
         announced = _announced(fields)
@@ -114,7 +114,7 @@ class Framing:
         self._chunked = announced.chunked
         self._body = announced.length
         self.oversized = self._body > self._body_limit
-        self._at = self._body_at = found + len(_HEAD_END)
+        self._at = self._body_at = found + len(HEAD_END)
         self._head_done = True
         return True
 

@@ -49,8 +49,6 @@ UPDATE copy SET epoch = ?, wrapped = ?
 WHERE block_pk = (SELECT block_pk FROM block WHERE link_id = ? AND block_id = ? AND state <> 'retired')
     AND epoch = ? AND wrapped = ?
 """
-
-
 _EVENT: Final = """
 SELECT seq, text FROM log WHERE seq > ? AND text ->> '$.event' = ? AND text ->> '$.epoch' = ?
 """
