@@ -9,7 +9,7 @@ from typing import Final
 import click
 
 from hsmkme import bootstrap
-from hsmkme.cli.shared import JSON_OPTION, console, load_config, moment, operator, with_config
+from hsmkme.cli.shared import JSON_OPTION, load_config, moment, operator, show_facts, with_config
 from hsmkme.model import Entry
 from hsmkme.store import ClockState
 
@@ -45,8 +45,7 @@ def clock_show(config: str | None, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(facts))
     else:
-        for label, value in facts.items():
-            console.print(f"[bold]{label.replace('_', ' '):>12}[/bold]  {value}", soft_wrap=True)
+        show_facts(facts)
     sys.exit(0 if name == "right" else 1)
 
 

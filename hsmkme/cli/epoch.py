@@ -21,6 +21,7 @@ from hsmkme.cli.shared import (
     operator,
     require_approved,
     show,
+    show_facts,
     with_config,
 )
 from hsmkme.errors import StoreError
@@ -64,8 +65,7 @@ def epoch_show(number: int, config: str | None, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(facts))
         return
-    for name, value in _readable(facts).items():
-        console.print(f"[bold]{name.replace('_', ' '):>12}[/bold]  {value}", soft_wrap=True)
+    show_facts(_readable(facts))
 
 
 @epoch.command("rotate")

@@ -11,7 +11,17 @@ import click
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from hsmkme import bootstrap
-from hsmkme.cli.shared import JSON_OPTION, config_path, console, load_config, moment, operator, show, with_config
+from hsmkme.cli.shared import (
+    JSON_OPTION,
+    config_path,
+    console,
+    load_config,
+    moment,
+    operator,
+    show,
+    show_facts,
+    with_config,
+)
 from hsmkme.config import Config
 from hsmkme.errors import StoreError
 from hsmkme.messages.bodies import Standing
@@ -96,9 +106,7 @@ def link_show(link_id: str, config: str | None, as_json: bool) -> None:
         }
     if facts["locked"]:
         lines["locked"] = f"{facts['locked']} blocks, the first until {moment(facts['locked_until'])}"
-    for name, value in lines.items():
-        if value:
-            console.print(f"[bold]{name:>12}[/bold]  {value}", soft_wrap=True)
+    show_facts({name: value for name, value in lines.items() if value})
     console.print()
     show(facts["pools"], _POOL, as_json=False)
     console.print()
@@ -279,5 +287,4 @@ def _show_standing(asked: Link, standing: Standing, milliseconds: float, why_her
         "its log": f"{standing.log_rows} rows",
         "incarnation": standing.incarnation,
     }
-    for name, value in lines.items():
-        console.print(f"[bold]{name:>12}[/bold]  {value}", soft_wrap=True)
+    show_facts(lines)

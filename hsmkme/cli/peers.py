@@ -13,7 +13,7 @@ from cryptography import x509
 
 from hsmkme import bootstrap
 from hsmkme.api.peer_identity import URI_PREFIX, kme_names
-from hsmkme.cli.shared import JSON_OPTION, console, load_config, show, with_config
+from hsmkme.cli.shared import JSON_OPTION, load_config, show, show_facts, with_config
 from hsmkme.config import Config, PeerSection
 from hsmkme.errors import PeerError
 from hsmkme.peers import certificate_at
@@ -100,8 +100,7 @@ def _tell(facts: dict[str, Any], as_json: bool) -> None:
         lines["certificate"] = f"{names}{right}"
         lines["issued by"] = certificate["issuer"]
         lines["not after"] = f"{certificate['not_after']}, in {certificate['days_left']} days"
-    for name, value in lines.items():
-        console.print(f"[bold]{name:>12}[/bold]  {value}", soft_wrap=True)
+    show_facts(lines)
 
 
 def _contact(known: dict[str, Any]) -> str:

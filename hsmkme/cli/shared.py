@@ -92,6 +92,12 @@ def require_approved(config: str | None, store: Store, act: tuple[Operation, obj
     bootstrap.approvals(load_config(config), store).require(operation, str(target), files, operator())
 
 
+def show_facts(facts: Mapping[str, object]) -> None:
+    """Print what is known of one thing, a line for each fact."""
+    for name, value in facts.items():
+        console.print(f"[bold]{name.replace('_', ' '):>12}[/bold]  {value}", soft_wrap=True)
+
+
 def show(rows: Sequence[Mapping[str, object]], columns: Iterable[str], *, as_json: bool) -> None:
     """Print rows as a table, or as a JSON array."""
     if as_json:
