@@ -7,7 +7,6 @@ record is in that commit.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -80,9 +79,7 @@ class Custody:
             with suppress(TokenError):
                 for token in tokens:
                     token.anchored()
-                latest = self._store.log.latest(1, "alarm.")
-                if not latest or json.loads(latest[0].text).get("reason") != str(fault):
-                    self._store.log.append(Entry("alarm.epochs-differ", "custody", {"reason": str(fault)}))
+                self._store.log.alarm_once(Entry("alarm.epochs-differ", "custody", {"reason": str(fault)}))
             raise
 
     def deposit(
@@ -111,7 +108,7 @@ class Custody:
             ]
             return self._store.blocks.deposit(told, state, limit, entry)
 
-        return self._epochs.seal(blocks, keep)
+        return self._sound(lambda: self._epochs.seal(blocks, keep))
 
     def _require_latest(self) -> None:
         """Raise what the token met that remembers more than this store does, though the others remember less."""
@@ -121,6 +118,7 @@ class Custody:
     def _in_reach(self, demand: Demand) -> Demand:
         """``demand`` for what can be opened now: a token that fails is known before anything is claimed of it."""
         self._require_latest()
+        self._sound(self._epochs.look)
         away = self._epochs.away()
         return replace(demand, away=away) if away else demand
 
@@ -256,6 +254,7 @@ class Custody:
         only after the commit. Durable writes: one commit with key rows, erased segments and audit row.
         Raises `KeyNotHeld` if another request collected one meanwhile: nothing is handed out then.
         """
+        self._sound(self._epochs.look)
         try:
             opened = self._epochs.open(keys)
         except RecordFault as fault:
@@ -270,6 +269,7 @@ class Custody:
 
         Durable writes: one commit with the audit row, before they are handed out. No key changes its state.
         """
+        self._sound(self._epochs.look)
         opened = self._epochs.open(keys)
         self._store.keys.repeat([key.key_id for key in keys], Entry("key.repeat", actor))
         return opened

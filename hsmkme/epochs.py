@@ -143,7 +143,6 @@ class Epochs:
 
     def open(self, keys: Sequence[SealedKey]) -> list[OpenKey]:
         """The plaintext of ``keys``, in their order; raises `RecordFault` for the first that does not open."""
-        self._forget_destroyed()
         return self._renewing(lambda now: self._tokens.open(now, self._holder), keys)
 
     def mask(self, keys: Sequence[SealedKey], pads: Sequence[SealedKey]) -> list[bytes]:
@@ -200,13 +199,15 @@ class Epochs:
     def _epochs_of(self, tokens: Collection[str]) -> frozenset[int]:
         return frozenset(epoch for epoch, token in self._tokens_of.items() if token in tokens)
 
-    def _forget_destroyed(self) -> None:
-        """Keep no block key that a destroyed master key unwrapped, and no handle of one."""
+    def look(self) -> None:
+        """Keep no block key that a destroyed master key unwrapped, and no handle of one; looked at once a second.
+
+        Raises `StoreTampered` if the row of an epoch is not what was sealed: before anything is claimed or opened."""
         now = self._clock()
         if abs(now - self._looked_at) < LOOK_SECONDS:
             return
-        self._looked_at, usable = now, self._store.epochs.usable()
-        gone, self._usable = self._usable - usable, usable
+        usable = self._store.epochs.usable()
+        gone, self._usable, self._looked_at = self._usable - usable, usable, now
         for name in {self._token_of(epoch) for epoch in gone}:
             with suppress(*FAILING):  # a token that is away holds nothing
                 self._tokens[str(name)].forget()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Final
 
 from hsmkme.agreement import Agreement, Sender
@@ -80,7 +81,7 @@ class Liaison:
             try:
                 with self._store.links.turn(link.link_id, wait=False) as taken:
                     if taken:
-                        self._attend(link)
+                        self._store.examining.sound(partial(self._attend, link))
                 self._say(link, "")
             except HsmkmeError as error:
                 if isinstance(error, PeerUnavailable) and not error.asked:

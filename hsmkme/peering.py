@@ -128,7 +128,8 @@ class Peering:
         answered = self._store.inbox.answered(receipt)
         if answered is not None:
             return answered
-        return self._calls[message.call](receipt, Entry(_EVENTS[message.call], f"peer:{peer}"))
+        call, entry = self._calls[message.call], Entry(_EVENTS[message.call], f"peer:{peer}")
+        return self._store.examining.sound(lambda: call(receipt, entry))
 
     def _signed(self, link_id: str, status: int, body: bytes, request_signature: bytes) -> Answer:
         mac = self._custody.link_mac(link_id, answer_covered(link_id, status, body, request_signature))

@@ -1,8 +1,7 @@
 """States of epochs, blocks and keys (NIST SP 800-57 part 1 §7) and the transitions allowed between them.
 
 The database enforces the same tables with triggers (``store/schema.py``); a test compares the two.
-States only move right: nothing here leads back to a state in which a key could be handed out again,
-except ``frozen``, in which nothing is handed out.
+States only move right: nothing here leads back. What is ``frozen`` is kept apart until an officer revokes it.
 """
 
 from __future__ import annotations
@@ -57,9 +56,9 @@ _ENDED: Final = frozenset({BlockState.EXPIRED, BlockState.REVOKED})
 BLOCK_MOVES: Final[Mapping[BlockState, frozenset[BlockState]]] = {
     BlockState.DEPOSITED: frozenset({BlockState.READY, BlockState.FROZEN}) | _ENDED,
     BlockState.READY: frozenset({BlockState.FROZEN, BlockState.EXHAUSTED}) | _ENDED,
-    BlockState.FROZEN: frozenset({BlockState.READY, BlockState.EXHAUSTED}) | _ENDED,
+    BlockState.FROZEN: frozenset({BlockState.REVOKED}),
     BlockState.EXHAUSTED: frozenset({BlockState.FROZEN, BlockState.REVOKED, BlockState.RETIRED}),
-    BlockState.EXPIRED: frozenset({BlockState.RETIRED}),
+    BlockState.EXPIRED: frozenset({BlockState.FROZEN, BlockState.RETIRED}),
     BlockState.REVOKED: frozenset({BlockState.RETIRED}),
     BlockState.RETIRED: frozenset(),
 }

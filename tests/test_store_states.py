@@ -119,7 +119,6 @@ def test_every_state_has_its_row_and_no_other_word_is_one(
 
 @pytest.mark.parametrize("kind", MOVES)
 def test_nothing_leads_back_to_a_state_in_which_keys_could_be_handed_out_again(kind: str) -> None:
-    """From frozen a block comes back, and nothing is handed out while it is; every other way leads right."""
     moves = MOVES[kind]
 
     def reach(state: StrEnum, seen: frozenset[StrEnum] = frozenset()) -> frozenset[StrEnum]:
@@ -127,9 +126,7 @@ def test_nothing_leads_back_to_a_state_in_which_keys_could_be_handed_out_again(k
             seen = reach(after, seen | {after})
         return seen
 
-    back = {BlockState.READY, BlockState.FROZEN, BlockState.EXHAUSTED} if kind == "block" else set()
-    assert {state for state in moves if state in reach(state)} == back
-    assert BlockState.READY not in moves.get(BlockState.EXHAUSTED, ())
+    assert not {state for state in moves if state in reach(state)}
 
 
 # What else does not change ------------------------------------------------------------------------------

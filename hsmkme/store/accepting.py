@@ -14,6 +14,7 @@ from hsmkme.states import BlockState, KeyState
 from hsmkme.store.database import Transaction
 from hsmkme.store.outbox import OPEN
 from hsmkme.store.rows import Batch, KeyRow, insert_rows, rows_of
+from hsmkme.store.seals import BLOCK_IS_SOUND
 from hsmkme.store.segments import Places, joined
 
 _TAKE: Final = """
@@ -160,7 +161,8 @@ def insert_keys(
 
 def _block(transaction: Transaction, link_id: str, block_id: str, own_epoch: int | None) -> _Found:
     row = transaction.execute(
-        "SELECT block_pk, key_count, key_bits, state, mine, own_epoch FROM block WHERE link_id = ? AND block_id = ?",
+        "SELECT block_pk, key_count, key_bits, state, mine, own_epoch FROM block"  # noqa: S608 - ours alone
+        f" WHERE link_id = ? AND block_id = ? AND {BLOCK_IS_SOUND}",
         (link_id, block_id),
     ).fetchone()
     if row is None or (row[3] == BlockState.DEPOSITED and own_epoch is not None):

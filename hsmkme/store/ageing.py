@@ -7,6 +7,7 @@ from typing import Final
 from hsmkme.model import Entry
 from hsmkme.store.database import Database, Transaction
 from hsmkme.store.locks import unlock
+from hsmkme.store.seals import BLOCK_IS_SOUND
 from hsmkme.store.segments import erase
 from hsmkme.store.timekeeping import clock_of
 
@@ -14,12 +15,13 @@ BLOCKS_AT_ONCE: Final = 64
 GRACE_SECONDS: Final = 60
 """How much longer a block lives at the end that does not own it: what its owner assigned last may be under way."""
 
-_AGED: Final = """
+_AGED: Final = f"""
 UPDATE block SET state = 'expired' WHERE block_pk IN (SELECT block_pk FROM block WHERE link_id = :link
     AND state IN ('deposited', 'ready') AND deposited_at < :before AND not_before < :before
-    AND (mine = 1 OR deposited_at < :before - :grace) ORDER BY deposited_at LIMIT :most)
+    AND (mine = 1 OR deposited_at < :before - :grace) AND {BLOCK_IS_SOUND} ORDER BY deposited_at LIMIT :most)
 RETURNING block_pk, block_id, mine, next_index, key_count
-"""
+"""  # noqa: S608 - ours alone
+"""No block ends because of a time that was altered."""
 
 
 class Ageing:

@@ -26,6 +26,7 @@ from hsmkme.store.ending import revoke
 from hsmkme.store.outbox import Draft, numbered, require_open
 from hsmkme.store.pads import Pads, claim_pads, use_up
 from hsmkme.store.rows import KeyRow, parts_of, relation_id, rows_of, rows_where, update_rows, void_rows
+from hsmkme.store.seals import is_sealed, seal_of
 from hsmkme.store.segments import runs_of
 from hsmkme.store.timekeeping import require_time
 from hsmkme.store.veins import claim_entry
@@ -41,6 +42,10 @@ _WRONG: Final = """
 SELECT 1 FROM block JOIN link USING (link_id) WHERE block_pk = ? AND (why <> '' OR block.state IN ('frozen', 'revoked'))
 """
 _OUT_OF_REACH: Final = f"SELECT 1 FROM block WHERE block_pk = ?1 AND NOT {IN_REACH.format('?2')}"  # noqa: S608 - ours
+_DELIVER: Final = f"""
+UPDATE key SET state = 'delivered', claimed_at = ?1, seal = {seal_of("key", claimed_at="?1")}
+FROM relation WHERE relation.relation_id = key.relation_id AND key.state = 'assigned' AND {is_sealed("key")}
+"""  # noqa: S608 - ours alone
 
 NewIds = Callable[[int], tuple[UUID, ...]]
 """Makes so many new key_IDs."""
@@ -251,8 +256,7 @@ def _sealed(transaction: Transaction, rows: Sequence[KeyRow]) -> list[SealedKey]
 
 def _delivered(transaction: Transaction, delivered: Sequence[tuple[_Draw, Sequence[SealedKey]]]) -> None:
     key_ids = [key.key_id for _, keys in delivered for key in keys]
-    statement = "UPDATE key SET state = 'delivered', claimed_at = ? WHERE state = 'assigned'"
-    if update_rows(transaction, statement, key_ids, transaction.now()) != len(key_ids):
+    if update_rows(transaction, _DELIVER, key_ids, transaction.now()) != len(key_ids):
         raise KeyNotHeld("a key that was agreed ended a moment ago")
     for draw, keys in delivered:
         if draw.retry is not None:

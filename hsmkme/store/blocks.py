@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Final, NamedTuple
 from uuid import UUID
 
 from hsmkme.errors import BlockConflict, BlockReplayed, DepositRefused, PoolFull
@@ -22,14 +22,18 @@ from hsmkme.model import (
 from hsmkme.states import BlockState, KeyState
 from hsmkme.store.answers import remember
 from hsmkme.store.batches import Batches
-from hsmkme.store.copies import epochs_of, keep_rest
+from hsmkme.store.copies import count_wraps, epochs_of, keep_rest
 from hsmkme.store.database import Database, Transaction
 from hsmkme.store.examining import count_pools
 from hsmkme.store.locks import unlock
 from hsmkme.store.rows import Batch, insert_rows
+from hsmkme.store.seals import BLOCK_IS_SOUND, seal_of
 from hsmkme.store.segments import Places
 from hsmkme.store.timekeeping import require_time
 from hsmkme.store.veins import Vein, claim_entry, draw, veins_of
+
+_SEAL: Final = f"UPDATE block SET seal = {seal_of('block')} WHERE block_pk = ?"  # noqa: S608 - ours alone
+"""The number of a row is sealed, too, and is known when the row is there."""
 
 
 class Outcome(StrEnum):
@@ -65,9 +69,11 @@ class Blocks:
         refusal: DepositRefused | None = None
         with self._database.write() as transaction:
             try:
-                outcomes = [_take(transaction, block, state, limit, entry) for block in blocks]
+                outcomes.extend(_take(transaction, block, state, limit, entry) for block in blocks)
             except DepositRefused as refused:  # what was written until then is to stay
                 refusal = refused
+            done = [block for block, outcome in zip(blocks, outcomes, strict=False) if outcome is Outcome.TAKEN]
+            count_wraps(transaction, [seal.epoch for block in done for seal in (block.seal, *block.copies)])
         if refusal is not None:
             raise refusal
         return outcomes
@@ -136,7 +142,7 @@ def _take(transaction: Transaction, block: SealedBlock, state: BlockState, limit
     clash = _clash(transaction, block)
     if clash is None:
         _refuse_overflow(transaction, name.link_id, block.key_count, limit)
-        _insert(transaction, block, BlockState.DEPOSITED if block.not_before else state)
+        insert_block(transaction, block, BlockState.DEPOSITED if block.not_before else state)
         locked = {"not_before": block.not_before} if block.not_before else {}
         transaction.append(facts.knowing(**epochs_of(block), **locked))
         return Outcome.TAKEN
@@ -166,12 +172,14 @@ class _Clash:
 def _clash(transaction: Transaction, block: SealedBlock) -> _Clash | None:
     name = block.seal.name
     row = transaction.execute(
-        "SELECT digest, key_bits, not_before FROM block WHERE link_id = ? AND block_id = ?",
+        "SELECT digest, key_bits, not_before FROM block"  # noqa: S608 - ours alone
+        f" WHERE link_id = ? AND block_id = ? AND {BLOCK_IS_SOUND}",
         (name.link_id, name.block_id),
     ).fetchone()
     if row is not None:
         return _Clash(name, row[:2] == (block.digest, block.seal.key_bits), row[2])
-    row = transaction.execute("SELECT link_id, block_id FROM block WHERE digest = ?", (block.digest,)).fetchone()
+    statement = f"SELECT link_id, block_id FROM block WHERE digest = ? AND {BLOCK_IS_SOUND}"  # noqa: S608 - ours alone
+    row = transaction.execute(statement, (block.digest,)).fetchone()
     return None if row is None else _Clash(BlockName(*row), True)
 
 
@@ -196,23 +204,27 @@ def _refuse_overflow(transaction: Transaction, link_id: str, more: int, limit: i
         raise PoolFull(f"link {link_id} holds {held} keys of at most {limit}: no room for {more} more now")
 
 
-def _insert(transaction: Transaction, block: SealedBlock, state: BlockState) -> None:
+def insert_block(transaction: Transaction, block: SealedBlock, state: BlockState, claimed: int = 0) -> int:
+    """Make the row of a block, the first keys of which are ``claimed``, and what belongs to it; returns its number."""
     name, seal = block.seal.name, block.seal
     cursor = transaction.execute(
-        "INSERT INTO block (link_id, block_id, state, epoch, key_bits, key_count, live, wrapped, digest, deposited_at,"
-        " tag, mine, not_before) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO block (link_id, block_id, state, epoch, key_bits, key_count, next_index, live, wrapped, digest,"
+        " deposited_at, tag, mine, not_before) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
-            *(name.link_id, name.block_id, state.value, seal.epoch, seal.key_bits, block.key_count, block.key_count),
-            *(seal.wrapped, block.digest, transaction.now(), block.tag, block.mine, block.not_before),
+            *(name.link_id, name.block_id, state.value, seal.epoch, seal.key_bits, block.key_count, claimed),
+            *(block.key_count, seal.wrapped, block.digest, transaction.now(), block.tag, block.mine, block.not_before),
         ),
     )
-    keep_rest(transaction, int(cursor.lastrowid or 0), block)
+    block_pk = int(cursor.lastrowid or 0)
+    transaction.execute(_SEAL, (block_pk,))
+    keep_rest(transaction, block_pk, block)
+    return block_pk
 
 
 def freeze_block(transaction: Transaction, name: BlockName) -> bool:
     cursor = transaction.execute(
         "UPDATE block SET state = 'frozen' WHERE link_id = ? AND block_id = ?"
-        " AND state IN ('deposited', 'ready', 'exhausted')",
+        " AND state IN ('deposited', 'ready', 'exhausted', 'expired')",
         (name.link_id, name.block_id),
     )
     return cursor.rowcount == 1

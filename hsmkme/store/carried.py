@@ -7,6 +7,7 @@ never compared, granted or reconciled. Its pads are taken like keys that are ass
 from __future__ import annotations
 
 import sqlite3
+from dataclasses import replace
 from functools import partial
 from typing import Final
 from uuid import UUID
@@ -15,20 +16,23 @@ from hsmkme.messages.bodies import Assign, AssignedKey
 from hsmkme.model import BlockName, BlockSeal, Entry, Part, Relation, SealedBlock, SealedKey, segment_bytes
 from hsmkme.states import BlockState
 from hsmkme.store.accepting import NotAssignedError, insert_keys, taken
-from hsmkme.store.copies import epochs_of, keep_rest
+from hsmkme.store.blocks import insert_block
+from hsmkme.store.copies import count_wraps, epochs_of
 from hsmkme.store.database import Database, Transaction
 from hsmkme.store.inbox import Inbox, Receipt
 from hsmkme.store.outbox import OPEN
 from hsmkme.store.rows import rows_of
+from hsmkme.store.seals import BLOCK_IS_SOUND
 from hsmkme.store.segments import erase
 
-_PART: Final = """
+_PART: Final = f"""
 SELECT epoch, key_bits, wrapped, coalesce(substr(sealed, :first * (key_bits / 8 + :tag) + 1,
     :count * (key_bits / 8 + :tag)), x'') FROM block LEFT JOIN segments USING (block_pk)
 WHERE link_id = :link AND block_id = :block AND tag IS NOT NULL AND state IN ('ready', 'exhausted') AND mine = 0
     AND own_epoch = :own_epoch AND :first + :count <= key_count AND NOT EXISTS (SELECT 1 FROM assigned_segment
     WHERE assigned_segment.block_pk = block.block_pk AND segment >= :first AND segment < :first + :count)
-"""
+    AND {BLOCK_IS_SOUND}
+"""  # noqa: S608 - ours alone
 
 
 def carried_name(link_id: str, txid: UUID) -> BlockName:
@@ -91,16 +95,8 @@ def _insert(
         raise NotAssignedError("unknown")  # what spoke against opening the pads is over: the peer may ask again
     erase(transaction, [place for places in pads for place in places])
     name, seal = block.seal.name, block.seal
-    cursor = transaction.execute(
-        "INSERT INTO block (link_id, block_id, state, epoch, key_bits, key_count, next_index, live, wrapped, digest,"
-        " deposited_at, mine) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0)",
-        (
-            *(name.link_id, name.block_id, BlockState.EXHAUSTED.value, seal.epoch, seal.key_bits),
-            *(block.key_count, block.key_count, block.key_count, seal.wrapped, block.digest, transaction.now()),
-        ),
-    )
-    block_pk = int(cursor.lastrowid or 0)
-    keep_rest(transaction, block_pk, block)
+    block_pk = insert_block(transaction, replace(block, mine=False), BlockState.EXHAUSTED, block.key_count)
+    count_wraps(transaction, [seal.epoch, *(copy.epoch for copy in block.copies)])
     places = [[(block_pk, index, 1)] for index in range(block.key_count)]
     insert_keys(transaction, relation, assign, places, due)
     facts = {"link": name.link_id, "block": name.block_id, "keys": block.key_count, **epochs_of(block)}

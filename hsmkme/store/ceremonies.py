@@ -5,6 +5,7 @@ from __future__ import annotations
 from hsmkme.model import CeremonyNote, Entry
 from hsmkme.states import EpochState
 from hsmkme.store.database import Database
+from hsmkme.store.epochs import insert_epoch
 
 FIRST_MASTER = "master/1"
 
@@ -30,11 +31,7 @@ class Ceremonies:
             facts = {"ceremony": note.name, "transcript": note.transcript.hex()}
             transaction.append(entry.knowing(**facts, made=dict(note.made)))
             value = note.made.get(FIRST_MASTER)
-            first = transaction.execute(
-                "INSERT INTO epoch (epoch, token, state, check_value, since) SELECT 1, ?, ?, ?, ? WHERE ? NOT NULL"
-                " AND NOT EXISTS (SELECT 1 FROM epoch)",
-                (token, EpochState.ACTIVE.value, value, transaction.now(), value),
-            )
-            if first.rowcount:
+            if value is not None and transaction.execute("SELECT 1 FROM epoch").fetchone() is None:
+                insert_epoch(transaction, 1, value, token, EpochState.ACTIVE)
                 transaction.append(Entry("epoch.activate", "ceremony", {**facts, "epoch": 1, "check_value": value}))
             return True

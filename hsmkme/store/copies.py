@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Collection, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
 from typing import Final
 
+from hsmkme.errors import StoreTampered
 from hsmkme.model import BlockName, BlockSeal, Entry, SealedBlock
 from hsmkme.store.database import Database, Transaction
+from hsmkme.store.seals import is_sealed, seal_of
 
 IN_REACH: Final = """
 (block.epoch NOT IN (SELECT value FROM json_each({0})) OR EXISTS (SELECT 1 FROM copy
@@ -28,12 +31,20 @@ _OWN: Final = "SELECT epoch, wrapped FROM block WHERE link_id = ? AND block_id =
 _COPIES: Final = """
 SELECT copy.epoch, copy.wrapped FROM copy JOIN block USING (block_pk) WHERE link_id = ? AND block_id = ?
 """
-_KEEP: Final = "INSERT INTO copy (block_pk, epoch, wrapped) VALUES (?, ?, ?)"
+_KEEP: Final = f"""
+INSERT INTO copy (block_pk, epoch, wrapped, seal)
+VALUES (:block, :epoch, :wrapped, {seal_of("copy", block_pk=":block", epoch=":epoch", wrapped=":wrapped")})
+"""  # noqa: S608 - ours alone
+_WRAP: Final = f"""
+UPDATE epoch SET wraps = wraps + :more, seal = {seal_of("epoch", wraps="wraps + :more")}
+WHERE epoch = :epoch AND {is_sealed("epoch")}
+"""  # noqa: S608 - ours alone
 _LIVE: Final = """
 SELECT block_pk FROM block WHERE link_id = ?1 AND block_id = ?2 AND state <> 'retired'
     AND ((epoch = ?3 AND wrapped = ?4) OR EXISTS (SELECT 1 FROM copy
         WHERE copy.block_pk = block.block_pk AND copy.epoch = ?3 AND copy.wrapped = ?4))
 """
+_ALTERED: Final = f"SELECT epoch FROM epoch WHERE NOT {is_sealed('epoch')} LIMIT 1"  # noqa: S608 - ours alone
 
 
 def packed(epochs: Collection[int]) -> str:
@@ -64,6 +75,7 @@ class Copies:
         with self._database.write() as transaction:
             done = [seal for seal, wrapped in made if _add(transaction, seal, wrapped, epoch)]
             if done:
+                count_wraps(transaction, [epoch] * len(done))
                 names = [f"{seal.name.link_id}/{seal.name.block_id}" for seal in done]
                 transaction.append(entry.knowing(to=epoch, blocks=names))
             return len(done)
@@ -90,12 +102,30 @@ def keep_rest(transaction: Transaction, block_pk: int, block: SealedBlock) -> No
     """What is not in the row of a new block: its segments and the copies of its key."""
     transaction.execute("INSERT INTO segments VALUES (?, ?)", (block_pk, block.segments))
     for copy in block.copies:
-        transaction.execute(_KEEP, (block_pk, copy.epoch, copy.wrapped))
+        _keep(transaction, block_pk, copy.epoch, copy.wrapped)
+
+
+def _keep(transaction: Transaction, block_pk: int, epoch: int, wrapped: bytes) -> None:
+    transaction.execute(_KEEP, {"block": block_pk, "epoch": epoch, "wrapped": wrapped})
+
+
+def require_epochs(connection: sqlite3.Connection) -> None:
+    """Raise `StoreTampered` if the row of an epoch is not what was sealed."""
+    altered = connection.execute(_ALTERED).fetchone()
+    if altered is not None:
+        raise StoreTampered(f"the row of epoch {altered[0]} was tampered with")
+
+
+def count_wraps(transaction: Transaction, epochs: Iterable[int]) -> None:
+    """Note that so many block keys more were wrapped under each of ``epochs``; once in a transaction."""
+    for epoch, more in Counter(epochs).items():
+        if transaction.execute(_WRAP, {"epoch": epoch, "more": more}).rowcount != 1:
+            raise StoreTampered(f"the row of epoch {epoch} was tampered with")
 
 
 def _add(transaction: Transaction, seal: BlockSeal, wrapped: bytes, epoch: int) -> bool:
     name = (seal.name.link_id, seal.name.block_id)
     row = transaction.execute(_LIVE, (*name, seal.epoch, seal.wrapped)).fetchone()
     if row is not None:
-        transaction.execute(_KEEP, (row[0], epoch, wrapped))
+        _keep(transaction, row[0], epoch, wrapped)
     return row is not None

@@ -41,26 +41,34 @@ class Chain(Protocol):
 
 
 class RowSeal:
-    """Seals what a row says that never changes, under a key that is in no file; who has no key believes any row."""
+    """Seals what rows say (``store/seals.py``) under a key that is in no file; who has none believes any row."""
 
     def __init__(self) -> None:
         self._keyed = hashlib.blake2b(digest_size=16)
-        self._believes_all = True
+        self._has_key = False
 
     def use(self, key: bytes) -> None:
         """Seal under ``key`` from now on, at most 64 bytes, and believe no other."""
         self._keyed = hashlib.blake2b(key=key, digest_size=16)
-        self._believes_all = not key
+        self._has_key = bool(key)
 
-    def seal(self, *values: object) -> bytes:
+    def seal(self, *values: object) -> bytes | None:
         """16 bytes, which nobody can make for other ``values`` who has the file alone."""
+        if not self._has_key:
+            return None
         begun = self._keyed.copy()  # every row read and every row made comes here: the key is taken in once
         begun.update(repr(values).encode())
         return begun.digest()
 
     def is_sealed(self, seal: object, *values: object) -> bool:
         """Whether ``seal`` is of these values."""
-        return self._believes_all or seal == self.seal(*values)
+        return not self._has_key or seal == self.seal(*values)
+
+    def require_sealed(self, seal: object, *values: object) -> bool:
+        """True; raises `StoreTampered` if ``seal`` is not of these values."""
+        if not self.is_sealed(seal, *values):
+            raise StoreTampered("a row is not what was sealed")
+        return True
 
 
 class Transaction:
@@ -133,6 +141,7 @@ class Database:
         schema.require_current(connection)
         connection.create_function("row_seal", -1, self.rows.seal)
         connection.create_function("is_sealed", -1, self.rows.is_sealed)
+        connection.create_function("require_sealed", -1, self.rows.require_sealed)
         return connection
 
     def close(self) -> None:
@@ -260,7 +269,7 @@ def spoken() -> Iterator[None]:
 def in_our_words(error: Exception) -> StoreError:
     """The product's error for one of SQLite or the system."""
     if is_no_text(error):
-        return StoreTampered("the store has a row that is no text")
+        return StoreTampered("the store has a row that is no text, or not what was sealed")
     if not isinstance(error, sqlite3.IntegrityError):
         return StoreUnavailable(f"the store cannot be used now: {error}")
     if "illegal transition" in str(error) or "append-only" in str(error):

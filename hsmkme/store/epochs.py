@@ -7,7 +7,7 @@ The database itself refuses a block under an epoch that is not active, and to en
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -15,8 +15,9 @@ from typing import Any, Final
 from hsmkme.errors import StoreError, StoreTampered
 from hsmkme.model import BlockName, BlockSeal, Entry, SealedKey
 from hsmkme.states import EpochState
-from hsmkme.store.copies import in_reach
+from hsmkme.store.copies import count_wraps, in_reach, require_epochs
 from hsmkme.store.database import Database, Transaction, spoken
+from hsmkme.store.seals import is_sealed, seal_of
 from hsmkme.store.writers import turn
 
 NAMES_MOST: Final = 500
@@ -44,10 +45,21 @@ _MOVE: Final = """
 UPDATE block SET epoch = ?, wrapped = ? WHERE link_id = ? AND block_id = ? AND epoch = ? AND wrapped = ?
     AND state <> 'retired'
 """
-_MOVE_COPY: Final = """
-UPDATE copy SET epoch = ?, wrapped = ?
-WHERE block_pk = (SELECT block_pk FROM block WHERE link_id = ? AND block_id = ? AND state <> 'retired')
-    AND epoch = ? AND wrapped = ?
+_COPY: Final = f"""
+SELECT copy.block_pk, {is_sealed("copy")} FROM copy JOIN block USING (block_pk)
+WHERE link_id = ? AND block_id = ? AND state <> 'retired' AND copy.epoch = ? AND copy.wrapped = ?
+"""  # noqa: S608 - ours alone
+_MOVE_COPY: Final = f"""
+UPDATE copy SET epoch = :to, wrapped = :wrapped, seal = {seal_of("copy", epoch=":to", wrapped=":wrapped")}
+WHERE block_pk = :block AND epoch = :epoch
+"""  # noqa: S608 - ours alone
+_NEW: Final = ("epoch", "check_value", "token", "since", "state")
+_INSERT: Final = f"""
+INSERT INTO epoch ({", ".join(_NEW)}, seal) VALUES ({", ".join(f":{name}" for name in _NEW)},
+    {seal_of("epoch", wraps="0", proof="NULL", **{name: f":{name}" for name in _NEW})})
+"""  # noqa: S608 - ours alone
+_ACTIVE_BESIDE: Final = """
+state = 'active' AND epoch <> :epoch AND token = (SELECT token FROM epoch WHERE epoch = :epoch)
 """
 _EVENT: Final = """
 SELECT seq, text FROM log WHERE seq > ? AND text ->> '$.event' = ? AND text ->> '$.epoch' = ?
@@ -77,17 +89,22 @@ class Epochs:
 
     def all(self) -> list[Epoch]:
         """Every epoch, the first one first."""
-        with self._database.read() as connection:
-            rows = connection.execute(
-                "SELECT epoch, token, state, check_value, since, wraps, text FROM epoch LEFT JOIN log ON seq = proof"
-                " ORDER BY epoch"
-            ).fetchall()
+        rows = self._read(
+            "SELECT epoch, token, state, check_value, since, wraps, text FROM epoch LEFT JOIN log ON seq = proof"
+            " ORDER BY epoch"
+        )
         if any(state not in set(EpochState) for _, _, state, *_ in rows):
             raise StoreTampered("the row of an epoch was tampered with: it has no state that there is")
         return [
             Epoch(number, token, EpochState(state), check_value, since, wraps, _is_end_of(number, text))
             for number, token, state, check_value, since, wraps, text in rows
         ]
+
+    def _read(self, question: str) -> list[Any]:
+        """What ``question`` selects, if every epoch's row is what was sealed; raises `StoreTampered`."""
+        with self._database.read() as connection:
+            require_epochs(connection)
+            return connection.execute(question).fetchall()
 
     def one(self, number: int) -> Epoch:
         """One epoch; raises `StoreError` if there is none of that number."""
@@ -104,17 +121,14 @@ class Epochs:
 
     def active(self) -> dict[str, int]:
         """The epoch under which blocks are sealed in each token, by the token's name."""
-        with self._database.read() as connection:
-            active = dict(connection.execute("SELECT token, epoch FROM epoch WHERE state = 'active'").fetchall())
+        active = dict(self._read("SELECT token, epoch FROM epoch WHERE state = 'active'"))
         if not active:
             raise StoreError("the store knows no active master key: hold a first ceremony (ops/ceremonies.md)")
         return active
 
     def usable(self) -> frozenset[int]:
         """The epochs that are not destroyed."""
-        with self._database.read() as connection:
-            rows = connection.execute("SELECT epoch FROM epoch WHERE state <> 'destroyed'")
-            return frozenset(epoch for (epoch,) in rows)
+        return frozenset(epoch for (epoch,) in self._read("SELECT epoch FROM epoch WHERE state <> 'destroyed'"))
 
     @contextmanager
     def turn(self, *, wait: bool = True) -> Iterator[bool]:
@@ -125,8 +139,7 @@ class Epochs:
     def admit(self, epoch: int, check_value: str, entry: Entry, token: str = "") -> None:
         """Record the first master key, which a ceremony made, as the active epoch; its ``token`` may be seen later."""
         with self._database.write() as transaction:
-            _insert(transaction, epoch, check_value, token)
-            _activate(transaction, epoch)
+            insert_epoch(transaction, epoch, check_value, token, EpochState.ACTIVE)
             transaction.append(entry.knowing(epoch=epoch, check_value=check_value))
 
     def adopt(self, token: str) -> None:
@@ -135,35 +148,30 @@ class Epochs:
             known = connection.execute("SELECT 1 FROM epoch WHERE token = ''").fetchone() is None
         if not known:
             with self._database.write(logged=False) as transaction:
-                transaction.execute("UPDATE epoch SET token = ? WHERE token = ''", (token,))
+                _change(transaction, "token = ''", {"name": token}, token=":name")  # noqa: S106 - no secret
 
     def prepare(self, epoch: int, check_value: str, token: str, entry: Entry) -> None:
         """Record a master key that is in the token and nothing is under yet."""
         with self._database.write() as transaction:
-            _insert(transaction, epoch, check_value, token)
+            insert_epoch(transaction, epoch, check_value, token, EpochState.PREACTIVATION)
             transaction.append(entry.knowing(epoch=epoch, check_value=check_value, token=token))
 
     def activate(self, epoch: int, entry: Entry, *, before: EpochState = EpochState.DEACTIVATED) -> None:
         """Let blocks go under ``epoch`` from now on; that of its token that was active becomes what ``before`` says."""
         with self._database.write() as transaction:
-            ended = transaction.execute(
-                "UPDATE epoch SET state = ? WHERE state = 'active' AND epoch <> ?"
-                " AND token = (SELECT token FROM epoch WHERE epoch = ?) RETURNING epoch",
-                (before, epoch, epoch),
-            ).fetchall()
-            _activate(transaction, epoch)
-            transaction.append(entry.knowing(epoch=epoch, before=[number for (number,) in ended], becomes=str(before)))
+            values = {"epoch": epoch, "before": before, "now": transaction.now()}
+            ended = _change(transaction, _ACTIVE_BESIDE, values, state=":before")
+            _change(transaction, "epoch = :epoch", values, state="'active'", since=":now")
+            transaction.append(entry.knowing(epoch=epoch, before=ended, becomes=str(before)))
 
     def compromise(self, epoch: int, entry: Entry) -> bool:
         """Mark an epoch that is not active as compromised; False if it was, or is destroyed."""
         with self._database.write() as transaction:
-            moved = transaction.execute(
-                "UPDATE epoch SET state = 'compromised' WHERE epoch = ? AND state NOT IN ('compromised', 'destroyed')",
-                (epoch,),
-            )
-            if moved.rowcount:
+            condition = "epoch = :epoch AND state NOT IN ('compromised', 'destroyed')"
+            moved = _change(transaction, condition, {"epoch": epoch}, state="'compromised'")
+            if moved:
                 transaction.append(entry.knowing(epoch=epoch))
-            return bool(moved.rowcount)
+            return bool(moved)
 
     # Rewrapping -------------------------------------------------------------------------------------
 
@@ -180,6 +188,7 @@ class Epochs:
         """
         with self._database.write() as transaction:
             done = [seal for seal, wrapped in moved if _move(transaction, seal, wrapped, epoch)]
+            count_wraps(transaction, [epoch] * len(done))
             for old in sorted({seal.epoch for seal in done}):
                 names = [_named(seal.name) for seal in done if seal.epoch == old]
                 transaction.append(Entry(entry.event, entry.actor, {"from": old, "to": epoch, "blocks": names}))
@@ -200,7 +209,7 @@ class Epochs:
         Raises `IllegalTransition` while a live block is under it. Writes, in one commit: state, audit row.
         """
         with self._database.write() as transaction:
-            transaction.execute("UPDATE epoch SET state = 'destroyed' WHERE epoch = ?", (epoch,))
+            _change(transaction, "epoch = :epoch", {"epoch": epoch}, state="'destroyed'")
             transaction.append(entry.knowing(epoch=epoch))
 
     def given_up(self, epoch: int) -> dict[str, Any]:
@@ -226,7 +235,7 @@ class Epochs:
             else:
                 proof = known[0]
                 transaction.append(Entry("alarm.epoch-tampered", entry.actor, {"epoch": epoch, "proof": proof}))
-            transaction.execute("UPDATE epoch SET proof = ? WHERE epoch = ?", (proof, epoch))
+            _change(transaction, "epoch = :epoch", {"epoch": epoch, "proof": proof}, proof=":proof")
 
 
 def _log_end(transaction: Transaction, epoch: int, entry: Entry) -> int:
@@ -249,20 +258,32 @@ def _is_end_of(epoch: int, text: str | None) -> bool:
         return False
 
 
-def _insert(transaction: Transaction, epoch: int, check_value: str, token: str) -> None:
-    transaction.execute(
-        "INSERT INTO epoch (epoch, state, check_value, token) VALUES (?, ?, ?, ?)",
-        (epoch, EpochState.PREACTIVATION.value, check_value, token),
-    )
+def _change(transaction: Transaction, condition: str, values: Mapping[str, object], **becomes: str) -> list[int]:
+    """Set columns of epochs and seal their rows anew; returns which. Raises `StoreTampered` if one was altered."""
+    require_epochs(transaction.connection)
+    columns = ", ".join(f"{column} = {value}" for column, value in becomes.items())
+    statement = f"UPDATE epoch SET {columns}, seal = {seal_of('epoch', **becomes)} WHERE {condition}"  # noqa: S608 - ours
+    return [number for (number,) in transaction.execute(f"{statement} RETURNING epoch", values).fetchall()]
 
 
-def _activate(transaction: Transaction, epoch: int) -> None:
-    transaction.execute("UPDATE epoch SET state = 'active', since = ? WHERE epoch = ?", (transaction.now(), epoch))
+def insert_epoch(transaction: Transaction, epoch: int, check_value: str, token: str, state: EpochState) -> None:
+    """The row of a master key under which nothing is yet: of one that is active, or that is prepared."""
+    since = transaction.now() if state is EpochState.ACTIVE else 0
+    values = {"epoch": epoch, "state": state, "check_value": check_value, "token": token, "since": since}
+    transaction.execute(_INSERT, values)
 
 
 def _move(transaction: Transaction, seal: BlockSeal, wrapped: bytes, epoch: int) -> bool:
-    values = (epoch, wrapped, seal.name.link_id, seal.name.block_id, seal.epoch, seal.wrapped)
-    return any(transaction.execute(statement, values).rowcount for statement in (_MOVE, _MOVE_COPY))
+    was = (seal.name.link_id, seal.name.block_id, seal.epoch, seal.wrapped)
+    if transaction.execute(_MOVE, (epoch, wrapped, *was)).rowcount:
+        return True
+    copy = transaction.execute(_COPY, was).fetchone()
+    if copy is None:
+        return False
+    if not copy[1]:
+        raise StoreTampered("a copy of a block key is of another block, or epoch, than it was")
+    transaction.execute(_MOVE_COPY, {"block": copy[0], "epoch": seal.epoch, "to": epoch, "wrapped": wrapped})
+    return True
 
 
 def _named(name: BlockName) -> str:

@@ -18,8 +18,11 @@ from uuid import UUID
 from hsmkme.errors import StoreTampered
 from hsmkme.model import GCM_TAG_BYTES, Entry
 from hsmkme.states import BlockState
+from hsmkme.store.copies import require_epochs
 from hsmkme.store.database import Database, Transaction
+from hsmkme.store.log import alarm_once
 from hsmkme.store.rows import can_be_served
+from hsmkme.store.seals import is_sealed
 
 log = logging.getLogger(__name__)
 
@@ -32,10 +35,11 @@ SELECT block_pk, CAST(link_id AS BLOB), CAST(block_id AS BLOB), coalesce(
     AND epoch IN (SELECT epoch FROM epoch WHERE state <> 'destroyed')
     AND key_bits > 0 AND key_bits % 64 = 0 AND key_count > 0 AND mine IN (0, 1)
     AND next_index BETWEEN 0 AND key_count AND live BETWEEN 0 AND key_count
-    AND next_index = segments AND length(digest) = 32
+    AND next_index = segments AND {is_sealed("block")}
+    AND NOT EXISTS (SELECT 1 FROM copy WHERE copy.block_pk = block.block_pk AND NOT {is_sealed("copy")})
     AND (sealed IS NULL OR length(sealed) = key_count * (key_bits / 8 + {GCM_TAG_BYTES})), 0)
 FROM block LEFT JOIN taken USING (block_pk) LEFT JOIN segments USING (block_pk)
-WHERE state NOT IN ('frozen', 'retired')
+WHERE state NOT IN ('frozen', 'revoked', 'retired')
 """  # noqa: S608 - the states are ours
 _FREEZE: Final = "UPDATE block SET state = 'frozen' WHERE block_pk = ?"
 _RENAME: Final = """
@@ -52,9 +56,10 @@ FROM pool LEFT JOIN block USING (link_id, key_bits) GROUP BY link_id, key_bits
 """
 _POOLS: Final = "SELECT ready, theirs, waiting, link_id, key_bits FROM pool"
 _COUNT: Final = "UPDATE pool SET ready = ?, theirs = ?, waiting = ? WHERE link_id = ? AND key_bits = ?"
+_ORPHANS: Final = "DELETE FROM copy WHERE block_pk NOT IN (SELECT block_pk FROM block) RETURNING block_pk, epoch"
 _KEYS: Final = """
 SELECT key_id, seal, CAST(state AS BLOB), served, CAST(master AS BLOB), CAST(slaves AS BLOB), size,
-    CAST(parts AS BLOB), mine, due
+    CAST(parts AS BLOB), mine, due, claimed_at
 FROM key LEFT JOIN relation USING (relation_id) WHERE
 """
 _LIVE: Final = f"{_KEYS} state NOT IN ('consumed', 'void')"
@@ -82,7 +87,7 @@ class Examining:
         ``key_ids`` are looked at though they ended; ``suspects`` are blocks that are known to make none.
 
         Writes, in one commit: states of blocks and keys, counts of pools, an alarm for each row. A pool that promised
-        keys though no row was found wrong lost a block: that is an alarm too.
+        keys though no row was found wrong lost a block: that is an alarm too. A copy that is of no block is dropped.
         """
         with self._database.write() as transaction, _unchecked(transaction.connection):
             found = transaction.execute(_BLOCKS).fetchall()
@@ -90,7 +95,11 @@ class Examining:
             wrong = count_pools(transaction)
             if wrong and not blocks:
                 transaction.append(Entry("alarm.pool-tampered", actor, {"links": sorted(wrong)}))
-            count = len(blocks or wrong) + self._keys(transaction, actor, key_ids)
+            copies = transaction.execute(_ORPHANS).fetchall()
+            for row, epoch in copies:
+                transaction.append(Entry("alarm.copy-tampered", actor, {"row": row, "epoch": epoch}))
+            count = len(blocks or wrong) + len(copies) + self._keys(transaction, actor, key_ids)
+            _tell_of_epochs(transaction, actor)
         if count:
             log.error("ALARM somebody wrote to the store: %d rows made no sense and were kept apart", count)
         return count
@@ -112,11 +121,19 @@ class Examining:
             return False
         lasting: list[Any]
         state, served, *lasting = [value.decode() if isinstance(value, bytes) else value for value in said]
-        if not self._database.rows.is_sealed(seal, key_id, *lasting):
+        if not self._database.rows.is_sealed(seal, "key", key_id, *lasting):
             return False
-        _, slaves, _, parts, _, due = lasting
+        _, slaves, _, parts, _, due, _ = lasting
         is_served = can_be_served(str(state), int(served), due, len(json.loads(slaves)))
         return is_served and all(place[0] in blocks for place in json.loads(parts))
+
+
+def _tell_of_epochs(transaction: Transaction, actor: str) -> None:
+    """The row of an epoch is not put right by anybody but an officer: whoever needs the epochs refuses until then."""
+    try:
+        require_epochs(transaction.connection)
+    except StoreTampered as fault:
+        alarm_once(transaction, Entry("alarm.epochs-differ", actor, {"reason": str(fault)}))
 
 
 def count_pools(transaction: Transaction) -> set[str]:

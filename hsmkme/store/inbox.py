@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 from uuid import UUID
 
-from hsmkme.errors import LinkFrozen, PeerRefused, StoreError
+from hsmkme.errors import LinkFrozen, PeerRefused
 from hsmkme.messages.bodies import (
     Announce,
     Announced,
@@ -47,10 +47,16 @@ from hsmkme.store.links import (
 )
 from hsmkme.store.outbox import require_open
 from hsmkme.store.rows import KeyRow, void_rows
+from hsmkme.store.seals import BLOCK_IS_SOUND, is_sealed, seal_of
 from hsmkme.store.timekeeping import clock_of
 
 WINDOW: Final = 4096
 """How far a message may be behind the newest of its link."""
+
+_SET_OWNER: Final = f"""
+UPDATE block SET mine = :mine, own_epoch = :own_epoch, seal = {seal_of("block", mine=":mine", own_epoch=":own_epoch")}
+WHERE block_pk = :block AND {is_sealed("block")}
+"""  # noqa: S608 - ours alone
 
 KEPT_SECONDS: Final = 300
 """How long an answer is kept: longer than a message may be under way."""
@@ -224,7 +230,8 @@ def _keep(transaction: Transaction, receipt: Receipt, answer: Body) -> bytes:
 def _compare(transaction: Transaction, link_id: str, told: BlockTag, entry: Entry) -> tuple[str, bool]:
     """What to answer of one announced block, and whether it became ready here."""
     row = transaction.execute(
-        "SELECT tag, key_count, key_bits, state, not_before FROM block WHERE link_id = ? AND block_id = ?",
+        "SELECT tag, key_count, key_bits, state, not_before FROM block"  # noqa: S608 - ours alone
+        f" WHERE link_id = ? AND block_id = ? AND {BLOCK_IS_SOUND}",
         (link_id, told.block_id),
     ).fetchone()
     if row is None or row[0] is None:
@@ -242,8 +249,8 @@ def _compare(transaction: Transaction, link_id: str, told: BlockTag, entry: Entr
 def make_ready(transaction: Transaction, link_id: str, block_id: str) -> bool:
     """Both ends hold the same bytes: keys of the block may be claimed, unless it is not to be released yet."""
     done = transaction.execute(
-        "UPDATE block SET state = 'ready' WHERE link_id = ? AND block_id = ? AND state = 'deposited'"
-        " AND not_before <= ?",
+        "UPDATE block SET state = 'ready' WHERE link_id = ? AND block_id = ? AND state = 'deposited'"  # noqa: S608 - ours
+        f" AND not_before <= ? AND {BLOCK_IS_SOUND}",
         (link_id, block_id, clock_of(transaction.connection, transaction.now()).vouched),
     )
     return bool(done.rowcount)
@@ -267,20 +274,21 @@ def _voided(row: KeyRow | None) -> str:
 
 def _take_over(transaction: Transaction, link_id: str, block: GrantedBlock) -> str:
     row = transaction.execute(
-        "SELECT mine, own_epoch, next_index, state FROM block WHERE link_id = ? AND block_id = ?",
+        "SELECT block_pk, mine, own_epoch, next_index, state FROM block"  # noqa: S608 - ours alone
+        f" WHERE link_id = ? AND block_id = ? AND {BLOCK_IS_SOUND}",
         (link_id, block.block_id),
     ).fetchone()
     if row is None:
         return "stale"
-    mine, own_epoch, used, state = row
+    block_pk, mine, own_epoch, used, state = row
     if mine and own_epoch == block.own_epoch:
         return "accepted"
     if mine or own_epoch >= block.own_epoch or used or state != BlockState.READY:
         return "stale"
-    done = transaction.execute(
-        "UPDATE block SET mine = 1, own_epoch = ? WHERE link_id = ? AND block_id = ?",
-        (block.own_epoch, link_id, block.block_id),
-    )
-    if done.rowcount != 1:
-        raise StoreError(f"block {block.block_id} could not be taken over")
+    set_owner(transaction, block_pk, mine=True, own_epoch=block.own_epoch)
     return "accepted"
+
+
+def set_owner(transaction: Transaction, block_pk: int, *, mine: bool, own_epoch: int) -> None:
+    """A block has another owner from now on, in a later epoch of ownership; one that is altered keeps what it says."""
+    transaction.execute(_SET_OWNER, {"block": block_pk, "mine": mine, "own_epoch": own_epoch})

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from hashlib import blake2b
+from typing import Final
 
 from hsmkme.errors import OperatorFault
 from hsmkme.model import Entry, Lineage
 from hsmkme.store.approving import Approval, spend
 from hsmkme.store.database import Database, Transaction, head_of
 from hsmkme.store.links import RESTORED, freeze
+from hsmkme.store.seals import seal_of
 from hsmkme.store.segments import erase
+
+_SEAL_FIRST: Final = {
+    **{of: f"UPDATE {of} SET seal = {seal_of(of)} WHERE seal IS NULL" for of in ("block", "copy", "epoch")},  # noqa: S608
+    "key": f"UPDATE key SET seal = {seal_of('key')} FROM relation WHERE relation.relation_id = key.relation_id"  # noqa: S608
+    " AND state <> 'void' AND is_sealed(seal, key_id, master, slaves, size, parts, mine, due)",
+}
+"""The rows of keys were sealed before, without the time of the claim."""
 
 
 class Lineages:
@@ -25,19 +34,20 @@ class Lineages:
             return Lineage(bytes(store_id), generation, *head_of(connection))
 
     def seal_rows(self, key: bytes) -> None:
-        """Seal rows of keys under ``key`` from now on, at most 64 bytes, and believe no other.
+        """Seal rows under ``key`` from now on, at most 64 bytes, and believe no other.
 
-        Raises `OperatorFault` if another key sealed them before. Durable the first time: the key's check value.
+        Raises `OperatorFault` if another key sealed them before. Durable the first time, in one commit: the key's check
+        value, the seals of the rows that are there, audit row.
         """
         check_value = blake2b(b"hsmkme/row-key-check/1", key=key, digest_size=16).digest()
         with self._database.read() as connection:
-            (known,) = connection.execute("SELECT row_key_check FROM lineage").fetchone()
-        if known is None:
-            with self._database.write(logged=False) as transaction:
-                transaction.execute("UPDATE lineage SET row_key_check = ?", (check_value,))
-        elif known != check_value:
+            known, done = connection.execute("SELECT row_key_check, rows_sealed FROM lineage").fetchone()
+        if known not in (None, check_value):
             raise OperatorFault("the digest key of this token is not the one that this store was begun with")
         self._database.rows.use(key)
+        if known is None or not done:
+            with self._database.write(logged=False) as transaction:
+                _seal_once(transaction, check_value)
 
     def note_anchored(self) -> None:
         """A token remembers this store from now on."""
@@ -78,6 +88,21 @@ class Lineages:
             for (link_id,) in transaction.execute("SELECT link_id FROM far_end").fetchall():
                 freeze(transaction, link_id, RESTORED, Entry("link.freeze", entry.actor))
             return True
+
+
+def _seal_once(transaction: Transaction, check_value: bytes) -> None:
+    """Seal what was there before there were seals. That was done once if the log says so, whatever the column says:
+    a row without a seal is one that somebody wrote since."""
+    transaction.execute("UPDATE lineage SET row_key_check = ? WHERE row_key_check IS NULL", (check_value,))
+    if transaction.execute("SELECT rows_sealed FROM lineage").fetchone()[0]:
+        return  # by another process, a moment ago
+    known = transaction.execute("SELECT seq FROM log WHERE instr(text, '\"event\":\"rows.seal\"') LIMIT 1").fetchone()
+    if known is None:
+        sealed = {table: transaction.execute(statement).rowcount for table, statement in _SEAL_FIRST.items()}
+        transaction.append(Entry("rows.seal", "custody", sealed))
+    else:
+        transaction.append(Entry("alarm.seals-reset", "custody", {"sealed": known[0]}))
+    transaction.execute("UPDATE lineage SET rows_sealed = 1")
 
 
 def _exhaust_local_blocks(transaction: Transaction) -> int:

@@ -10,9 +10,10 @@ from typing import Final
 
 from hsmkme.model import Entry
 from hsmkme.store.database import Transaction
+from hsmkme.store.seals import BLOCK_IS_SOUND
 from hsmkme.store.timekeeping import ClockState
 
-_DUE: Final = "state = 'deposited' AND not_before > 0 AND not_before <= ? AND tag IS NULL"
+_DUE: Final = f"state = 'deposited' AND not_before > 0 AND not_before <= ? AND tag IS NULL AND {BLOCK_IS_SOUND}"
 _IS_DUE: Final = f"SELECT 1 FROM block WHERE {_DUE} LIMIT 1"  # noqa: S608 - a constant
 _UNLOCK: Final = f"UPDATE block SET state = 'ready' WHERE {_DUE} RETURNING link_id, block_id"  # noqa: S608
 """Apart: an update costs twice as much, though it finds nothing."""

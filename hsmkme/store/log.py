@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from typing import Final
 
 from hsmkme.errors import StoreError
 from hsmkme.model import Entry, LogRow, Seal
-from hsmkme.store.database import Database, head_of
+from hsmkme.store.database import Database, Transaction, head_of
+
+_LAST_ALARM: Final = "SELECT text FROM log WHERE substr(text ->> '$.event', 1, 6) = 'alarm.' ORDER BY seq DESC LIMIT 1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +45,11 @@ class Log:
         """Write one row by itself: refusals, alarms, starts."""
         with self._database.write() as transaction:
             return transaction.append(entry)
+
+    def alarm_once(self, entry: Entry) -> None:
+        """An alarm with a ``reason``, by itself, unless the last one says the same."""
+        with self._database.write() as transaction:
+            alarm_once(transaction, entry)
 
     def head(self) -> tuple[int, bytes]:
         """Number and hash of the last row; 0 and zeros when there is none."""
@@ -92,6 +101,14 @@ class Log:
                 "INSERT INTO log_seal VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
                 (seal.seq, seal.hash, seal.at, seal.signature),
             )
+
+
+def alarm_once(transaction: Transaction, entry: Entry) -> None:
+    """An alarm, unless the last one says the same: who meets something again and again tells of it once."""
+    row = transaction.execute(_LAST_ALARM).fetchone()
+    last = {} if row is None else json.loads(row[0])
+    if (last.get("event"), last.get("reason")) != (entry.event, entry.facts["reason"]):
+        transaction.append(entry)
 
 
 def _span(connection: sqlite3.Connection, seq: int) -> Span:

@@ -17,8 +17,9 @@ from hsmkme.states import BlockState, KeyState
 from hsmkme.store.accepting import insert_assigned
 from hsmkme.store.database import Database, Transaction
 from hsmkme.store.ending import keys_of, revoke
-from hsmkme.store.inbox import make_ready, quarantine
+from hsmkme.store.inbox import make_ready, quarantine, set_owner
 from hsmkme.store.rows import Batch, KeyRow, insert_rows, rows_of, void_rows
+from hsmkme.store.seals import BLOCK_IS_SOUND
 from hsmkme.store.segments import erase, joined
 
 PAGE: Final = 16
@@ -125,9 +126,9 @@ def _keys_of(connection: Any, block_pks: Iterable[int]) -> dict[int, list[KeyRow
 
 def _reported(connection: Any, block_id: str, block_pk: int, keys: Sequence[KeyRow]) -> BlockReport:
     tag, state, mine, own_epoch, cursor, key_count, highest = connection.execute(
-        "SELECT tag, state, mine, own_epoch, next_index, key_count,"
+        "SELECT tag, state, mine, own_epoch, next_index, key_count,"  # noqa: S608 - ours alone
         " (SELECT max(segment) + 1 FROM assigned_segment WHERE assigned_segment.block_pk = block.block_pk)"
-        " FROM block WHERE block_pk = ?",
+        f" FROM block WHERE block_pk = ? AND {BLOCK_IS_SOUND}",
         (block_pk,),
     ).fetchone()
     used = key_count if state == BlockState.RETIRED else cursor if mine else max(highest or 0, cursor)
@@ -152,7 +153,7 @@ def _key_reports(connection: Any, rows: Sequence[KeyRow], link_id: str | None = 
     """Keys as the other end is told of them; those of other links than ``link_id`` are left out."""
     names: dict[int, tuple[str, int, str]] = {}
     for pk in {place[0] for key in rows for place in key.places}:
-        statement = "SELECT block_id, own_epoch, link_id FROM block WHERE block_pk = ?"
+        statement = f"SELECT block_id, own_epoch, link_id FROM block WHERE block_pk = ? AND {BLOCK_IS_SOUND}"  # noqa: S608
         names[pk] = connection.execute(statement, (pk,)).fetchone()
     wanted = (key for key in rows if link_id in (None, *(names[place[0]][2] for place in key.places)))
     return [_key_report(key, names) for key in wanted]
@@ -190,7 +191,8 @@ def _revoke_confirmed(transaction: Transaction, link_id: str, block_ids: Sequenc
 def _applied(transaction: Transaction, link_id: str, kme_id: str, report: BlockReport, entry: Entry) -> list[UUID]:
     """Take over what the peer says of one block; gives the keys that were not known here."""
     block_pk, tag, own_epoch = transaction.execute(
-        "SELECT block_pk, tag, own_epoch FROM block WHERE link_id = ? AND block_id = ?", (link_id, report.block_id)
+        f"SELECT block_pk, tag, own_epoch FROM block WHERE link_id = ? AND block_id = ? AND {BLOCK_IS_SOUND}",  # noqa: S608
+        (link_id, report.block_id),
     ).fetchone()
     if not hmac.compare_digest(tag, bytes.fromhex(report.tag)):
         quarantine(transaction, link_id, report.block_id, entry.actor)
@@ -202,9 +204,7 @@ def _applied(transaction: Transaction, link_id: str, kme_id: str, report: BlockR
     if report.state != BlockState.DEPOSITED:
         make_ready(transaction, link_id, report.block_id)
     if report.own_epoch > own_epoch:
-        transaction.execute(
-            "UPDATE block SET mine = ?, own_epoch = ? WHERE block_pk = ?", (not report.mine, report.own_epoch, block_pk)
-        )
+        set_owner(transaction, block_pk, mine=not report.mine, own_epoch=report.own_epoch)
     unknown = [key for key in report.keys if not rows_of(transaction.connection, [key.key_id])]
     learnt = [key.key_id for key in unknown if _remember(transaction, link_id, kme_id, key)]
     lost = [str(key.key_id) for key in unknown if key.mine and key.key_id not in learnt]
@@ -263,7 +263,8 @@ def give_up_missing(transaction: Transaction, link_id: str, block_ids: Sequence[
 def _skip(transaction: Transaction, block_pk: int, used: int, keys: Sequence[KeyRow]) -> list[int]:
     """Give up the first ``used`` segments of a block; those that are of no key known here are erased, and returned."""
     mine, cursor, key_count, state = transaction.execute(
-        "SELECT mine, next_index, key_count, state FROM block WHERE block_pk = ?", (block_pk,)
+        f"SELECT mine, next_index, key_count, state FROM block WHERE block_pk = ? AND {BLOCK_IS_SOUND}",  # noqa: S608
+        (block_pk,),
     ).fetchone()
     if state == BlockState.RETIRED:  # nothing of it is left
         return []

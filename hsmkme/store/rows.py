@@ -16,6 +16,7 @@ from hsmkme.model import Entry, Part, Relation
 from hsmkme.states import BlockState, KeyState
 from hsmkme.store.database import Transaction
 from hsmkme.store.outbox import post_voids
+from hsmkme.store.seals import is_sealed, seal_of
 from hsmkme.store.segments import Places, Run, erase
 
 _STATES: Final = frozenset(str(state) for state in KeyState)
@@ -26,15 +27,21 @@ BARRED: Final = frozenset({BlockState.FROZEN, BlockState.REVOKED})
 """Nothing is collected from a block in these states."""
 
 _SELECT: Final = (
-    "SELECT is_sealed(seal, key_id, master, slaves, size, parts, mine, due), key_id, master, slaves, state, size,"
+    f"SELECT {is_sealed('key')}, key_id, master, slaves, state, size,"  # noqa: S608 - ours alone
     " served, mine, due, parts FROM key LEFT JOIN relation USING (relation_id)"
     " WHERE"
 )
-_INSERT: Final = """
+_ALIKE: Final = ("master", "slaves", "size", "mine", "due")
+"""What is the same for keys that get their rows together."""
+
+_KEY_ID: Final = "substr(:key_ids, 16 * key + 1, 16)"
+_SEAL: Final = seal_of(
+    "key", key_id=_KEY_ID, parts="value", claimed_at=":now", **{name: f":{name}" for name in _ALIKE}
+)
+_INSERT: Final = f"""
 INSERT INTO key (key_id, relation_id, state, size, parts, claimed_at, mine, due, seal)
-SELECT substr(:key_ids, 16 * key + 1, 16), :relation, :state, :size, value, :now, :mine, :due,
-    row_seal(substr(:key_ids, 16 * key + 1, 16), :master, :slaves, :size, value, :mine, :due) FROM json_each(:places)
-"""
+SELECT {_KEY_ID}, :relation, :state, :size, value, :now, :mine, :due, {_SEAL} FROM json_each(:places)
+"""  # noqa: S608 - ours alone
 _NOTE: Final = """
 INSERT INTO key_of_block SELECT DISTINCT part.value ->> '$[0]', substr(:key_ids, 16 * one.key + 1, 16)
 FROM json_each(:places) AS one, json_each(one.value) AS part

@@ -14,7 +14,7 @@ from typing import Final
 from hsmkme.errors import StoreSchema
 
 _FILES: Final = resources.files("hsmkme.store") / "migrations"
-MIGRATIONS: Final = tuple((_FILES / f"{number:04}.sql").read_text(encoding="utf-8") for number in range(1, 12))
+MIGRATIONS: Final = tuple((_FILES / f"{number:04}.sql").read_text(encoding="utf-8") for number in range(1, 13))
 
 
 def version_of(connection: sqlite3.Connection) -> int:

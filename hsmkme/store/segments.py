@@ -11,6 +11,7 @@ from typing import Final, TypeVar
 from hsmkme.errors import StoreTampered
 from hsmkme.model import GCM_TAG_BYTES, BlockName, BlockSeal, Part, segment_bytes
 from hsmkme.store.database import Transaction
+from hsmkme.store.seals import BLOCK_IS_SOUND
 
 Name = TypeVar("Name", int, str)
 """What a block is called: its number in the store, or its name in the log."""
@@ -21,11 +22,11 @@ Places = list[tuple[int, int, int]]
 _ENDED: Final = ("exhausted", "expired", "revoked")
 """A block in these states, of whose keys none is live, is retired."""
 
-_RUN: Final = """
+_RUN: Final = f"""
 SELECT link_id, block_id, epoch, key_bits, wrapped, state, coalesce(substr(sealed,
     :first * (key_bits / 8 + :tag) + 1, :count * (key_bits / 8 + :tag)), x'')
-FROM block LEFT JOIN segments USING (block_pk) WHERE block_pk = :block
-"""
+FROM block LEFT JOIN segments USING (block_pk) WHERE block_pk = :block AND {BLOCK_IS_SOUND}
+"""  # noqa: S608 - ours alone
 _LOSE: Final = """
 UPDATE block SET live = CASE WHEN state IN ('frozen', 'revoked') THEN max(live - :lost, 0) ELSE live - :lost END
 WHERE block_pk = :block RETURNING live, state, key_bits,

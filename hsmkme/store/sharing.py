@@ -8,8 +8,9 @@ from hsmkme.messages.bodies import BLOCKS_MOST, BlockTag, Grant, GrantedBlock
 from hsmkme.model import Entry
 from hsmkme.store.database import Database
 from hsmkme.store.ending import revoke
-from hsmkme.store.inbox import make_ready, quarantine
+from hsmkme.store.inbox import make_ready, quarantine, set_owner
 from hsmkme.store.outbox import post
+from hsmkme.store.seals import BLOCK_IS_SOUND
 from hsmkme.store.segments import erase
 from hsmkme.store.timekeeping import clock_of
 
@@ -27,8 +28,9 @@ class Sharing:
         """
         with self._database.read() as connection:
             rows = connection.execute(
-                "SELECT block_id, key_count, key_bits, tag FROM block WHERE link_id = ? AND state = 'deposited'"
-                " AND tag IS NOT NULL AND block_id > ? AND not_before <= ? ORDER BY block_id LIMIT ?",
+                "SELECT block_id, key_count, key_bits, tag FROM block"  # noqa: S608 - ours alone
+                " WHERE link_id = ? AND state = 'deposited' AND tag IS NOT NULL AND block_id > ? AND not_before <= ?"
+                f" AND {BLOCK_IS_SOUND} ORDER BY block_id LIMIT ?",
                 (link_id, after, clock_of(connection, self._database.clock()).vouched, BLOCKS_MOST),
             ).fetchall()
         return [BlockTag(block_id=name, count=count, bits=bits, tag=tag.hex()) for name, count, bits, tag in rows]
@@ -54,13 +56,15 @@ class Sharing:
         """
         with self._database.write() as transaction:
             granted = transaction.execute(
-                "UPDATE block SET mine = 0, own_epoch = own_epoch + 1 WHERE block_pk IN (SELECT block_pk FROM block"
-                " WHERE link_id = ? AND key_bits = ? AND state = 'ready' AND mine = 1 AND next_index = 0"
-                " ORDER BY block_pk DESC LIMIT ?) RETURNING block_id, own_epoch",
+                "SELECT block_pk, block_id, own_epoch + 1 FROM block WHERE link_id = ? AND key_bits = ?"  # noqa: S608
+                f" AND state = 'ready' AND mine = 1 AND next_index = 0 AND {BLOCK_IS_SOUND}"
+                " ORDER BY block_pk DESC LIMIT ?",
                 (link_id, key_bits, min(blocks, BLOCKS_MOST)),
             ).fetchall()
+            for block_pk, _, own_epoch in granted:
+                set_owner(transaction, block_pk, mine=False, own_epoch=own_epoch)
             if granted:
-                moved = [GrantedBlock(block_id=block_id, own_epoch=own_epoch) for block_id, own_epoch in granted]
+                moved = [GrantedBlock(block_id=block_id, own_epoch=own_epoch) for _, block_id, own_epoch in granted]
                 post(transaction, link_id, "blocks/grant", Grant(blocks=moved))
                 transaction.append(entry.knowing(link=link_id, blocks=[block.block_id for block in moved]))
             return len(granted)
@@ -77,8 +81,8 @@ class Sharing:
         """
         with self._database.write() as transaction:
             rows = transaction.execute(
-                "UPDATE block SET state = 'expired' WHERE block_pk IN (SELECT block_pk FROM block WHERE"
-                " state = 'deposited' AND deposited_at < ? AND not_before < ? LIMIT ?)"
+                "UPDATE block SET state = 'expired' WHERE block_pk IN (SELECT block_pk FROM block WHERE"  # noqa: S608
+                f" state = 'deposited' AND deposited_at < ? AND not_before < ? AND {BLOCK_IS_SOUND} LIMIT ?)"
                 " RETURNING block_pk, link_id, block_id, key_count",
                 (deposited_before, deposited_before, limit),
             ).fetchall()

@@ -12,6 +12,7 @@ from hsmkme.model import BlockName, BlockSeal, Demand, Entry, Part, SealedKey, s
 from hsmkme.states import BlockState
 from hsmkme.store.copies import IN_REACH, packed
 from hsmkme.store.database import Transaction
+from hsmkme.store.seals import is_sealed
 from hsmkme.store.segments import Places, Run, joined
 
 _RATE_WINDOW: Final = 16
@@ -23,12 +24,13 @@ WHERE link_id = ? AND key_bits > 0 AND (mine = 1 OR tag IS NOT NULL) ORDER BY bl
 """
 """What was carried here (the peer's, without a tag) came from no device."""
 
-_NEXT_OF: Final = """
+_NEXT_OF: Final = f"""
 SELECT block_pk, block_id, epoch, wrapped, key_count, next_index, coalesce(substr(sealed, next_index * ? + 1,
     min(?, key_count - next_index) * ?), x''), next_index = segments AND next_index BETWEEN 0 AND key_count - 1
+    AND {is_sealed("block")}
 FROM block LEFT JOIN taken USING (block_pk) LEFT JOIN segments USING (block_pk)
 WHERE link_id = ? AND key_bits = ? AND state = 'ready' AND mine = 1 AND max(deposited_at, not_before) >= ?
-"""
+"""  # noqa: S608 - ours alone
 _NEXT: Final = f"{_NEXT_OF} ORDER BY block_pk LIMIT 1"
 _NEXT_IN_REACH: Final = f"{_NEXT_OF} AND {IN_REACH.format('?7')} ORDER BY block_pk LIMIT 1"
 _READY_IN_REACH: Final = f"""
