@@ -157,12 +157,17 @@ def test_a_collected_key_stays_collected(subject: Subject, raw: sqlite3.Connecti
 
 
 @pytest.mark.parametrize(
-    "change", ["key_id = randomblob(16)", "relation_id = 2", "size = 64", "parts = '[]'", "size = size"]
+    "change",
+    [
+        *("key_id = randomblob(16)", "relation_id = 2", "size = 64", "parts = '[]'", "size = size", "seal = NULL"),
+        *("claimed_at = 1", "claimed_at = claimed_at + 1, state = 'void'"),
+    ],
 )
 def test_what_a_key_is_does_not_change(change: str, subject: Subject, raw: sqlite3.Connection) -> None:
     subject.fill()
     subject.claim(1)
     subject.claim(1, slaves=("carol",))
+    subject.store.lineage.seal_rows(b"key")
     refused(raw, f"UPDATE key SET {change}")  # noqa: S608 - from the list above
 
 
@@ -253,7 +258,6 @@ def test_a_block_moves_to_the_active_epoch_and_never_back(subject: Subject, raw:
     refused(raw, "UPDATE block SET epoch = 3")
     raw.execute("UPDATE block SET epoch = 2")
     refused(raw, "UPDATE block SET epoch = 1")
-    assert subject.rows("SELECT wraps FROM epoch ORDER BY epoch") == [(1,), (1,)]
     put(raw, "block", BlockState.RETIRED)
     refused(raw, "UPDATE block SET epoch = 2")
 

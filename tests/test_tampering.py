@@ -9,6 +9,7 @@ the token is not blamed, and what is not touched is still served.
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, suppress
@@ -19,13 +20,15 @@ import pytest
 
 from hsmkme.audit import AuditChain
 from hsmkme.custody import Custody
+from hsmkme.epochs import LOOK_SECONDS
 from hsmkme.errors import OperatorFault, StoreTampered, TokenUnavailable
 from hsmkme.hsm import Token, TokenAddress
 from hsmkme.hsm.answers import CODES
 from hsmkme.hsm.breaker import LONGEST_PAUSE_SECONDS
 from hsmkme.hsm.tokens import sole
 from hsmkme.policy import KeyRequest
-from hsmkme.store import Store
+from hsmkme.store import Store, migrate
+from hsmkme.store.database import RowSeal
 from hsmkme.store.schema import MIGRATIONS
 from tests.conftest import PIN, FakeClock
 from tests.shim import Shim
@@ -40,6 +43,7 @@ from tests.tampering import (
     World,
     cells,
     flip,
+    hand_on,
     make_kme,
     make_world,
     tampered,
@@ -51,13 +55,6 @@ KEY = "key_id = (SELECT min(key_id) FROM key)"
 EPOCH = "epoch = 1"
 
 ROWS = {"block": BLOCK, "segments": BLOCK, "taken": BLOCK, "key": KEY, "epoch": EPOCH}
-
-UNUSED = {
-    *(("block", column) for column in ("digest", "deposited_at", "own_epoch", "not_before")),
-    *(("epoch", column) for column in ("since", "wraps", "proof")),
-    ("key", "claimed_at"),
-}
-"""Values that nothing seals: times, whose turn it is with a peer, what finds a block that comes twice."""
 
 
 @pytest.fixture(scope="module")
@@ -141,14 +138,9 @@ def test_a_changed_byte_keeps_its_row_apart_and_no_other(case: Case, table: str,
         seen = judged(case, flip(cell, position))
         assert seen.broken == []
         lost = served(case, seen)
-        if (table, column) in UNUSED:
-            assert (lost, seen.alarms) == (0, [])
-            continue
         assert lost <= 2 * KEYS - len(SLAVES), "more was lost than the block has"
         events = [alarm["event"] for alarm in seen.alarms]
         own = "alarm.key-tampered" if table == "key" else "alarm.block-tampered"
-        if (table, column, position) == ("block", "mine", 7):  # the peer may have it: the pool knows better
-            own = "alarm.pool-tampered"
         if (column, lost) != ("live", 0):  # a count too small by less than it matters
             assert events.count(own) == 1 or (column == "block_pk" and own in events), (position, events)
         assert set(events) <= {own, "alarm.key-tampered"}
@@ -162,13 +154,127 @@ def test_a_changed_byte_of_an_epoch_lets_nothing_start_and_alarms_once(case: Cas
         return
     for position in range(cell.size):
         seen = judged(case, flip(cell, position))
-        if ("epoch", column) in UNUSED:
-            assert (served(case, seen), seen.broken, seen.alarms) == (0, [], [])
-            continue
         assert len(seen.broken) == 1
         assert [alarm["event"] for alarm in seen.alarms] == ["alarm.epochs-differ"]
         again = used(path, device, world, clock)
         assert (again.given, len(again.alarms)) == ([], 1)
+
+
+@pytest.mark.parametrize("column", [column for table, column in columns() if table == "epoch"])
+def test_a_changed_byte_of_an_epoch_stops_who_works_and_alarms_once(case: Case, column: str) -> None:
+    world, path, device, clock = case
+    cell = cell_of(world, "epoch", column)
+    if cell is None:
+        return
+    store = Store(tampered(world, path, nothing), AuditChain(), clock)
+    kme = make_kme(Custody(sole(device), store, clock), store, clock)
+    with hand_on(path) as connection:
+        flip(cell, cell.size - 1)(connection)
+    clock.now += LOOK_SECONDS
+    for _ in range(2):
+        with pytest.raises(StoreTampered, match=r"the row of epoch \d+ was tampered with"):
+            kme.get_key("alice", "bob", KeyRequest(1, BITS))
+        with pytest.raises(StoreTampered, match=r"the row of epoch \d+ was tampered with"):
+            kme.get_key_with_ids("bob", "alice", [world.owed["bob"].key_id])
+    assert [json.loads(row.text)["event"] for row in store.log.latest(10, "alarm.")] == ["alarm.epochs-differ"]
+    assert _states(path) == _states(world.path)
+    store.close()
+
+
+WHERE_NOTHING_WAS = {
+    "tag": (f"UPDATE block SET tag = zeroblob(16) WHERE {BLOCK}", "block-tampered"),
+    "proof": (f"UPDATE epoch SET proof = 1 WHERE {EPOCH}", "epochs-differ"),
+    "served": (f"UPDATE key SET served = 2 WHERE {KEY}", "key-tampered"),
+}
+
+
+@pytest.mark.parametrize("name", WHERE_NOTHING_WAS)
+def test_a_value_where_there_was_none_is_seen(case: Case, name: str) -> None:
+    statement, event = WHERE_NOTHING_WAS[name]
+    seen = judged(case, lambda connection: connection.execute(statement))
+    assert [alarm["event"].removeprefix("alarm.") for alarm in seen.alarms] == [event]
+
+
+# Rows without a seal ----------------------------------------------------------------------------------------
+
+UNSEALED = {
+    "block": (f"UPDATE block SET seal = NULL WHERE {BLOCK}", "block-tampered"),
+    "epoch": (f"UPDATE epoch SET seal = NULL WHERE {EPOCH}", "epochs-differ"),
+    "key": (f"UPDATE key SET seal = NULL WHERE {KEY}", "key-tampered"),
+}
+
+
+@pytest.mark.parametrize("table", UNSEALED)
+@pytest.mark.parametrize("is_reset", [False, True], ids=["noted", "reset"])
+def test_a_row_without_a_seal_is_not_sealed_whatever_the_store_says_of_its_rows(
+    case: Case, table: str, is_reset: bool
+) -> None:
+    """That all rows were sealed once is told by the log."""
+    statement, event = UNSEALED[table]
+
+    def change(connection: sqlite3.Connection) -> None:
+        connection.execute(statement)
+        connection.execute("UPDATE lineage SET rows_sealed = ?", (not is_reset,))
+
+    world, path, device, clock = case
+    seen = judged(case, change)
+    told = {alarm["event"].removeprefix("alarm.") for alarm in seen.alarms}
+    assert told == ({event, "seals-reset"} if is_reset else {event})
+    again = used(path, device, world, clock)
+    assert len(again.alarms) == len(seen.alarms), "told of twice"
+
+
+def to_schema_11(world: World, path: Path, key: bytes) -> Path:
+    """The same store as it was before there were these seals: rows of keys alone are sealed, without the time."""
+    with closing(sqlite3.connect(path)) as connection:
+        for number, migration in enumerate(MIGRATIONS[:11], start=1):
+            connection.executescript(f"{migration}\nPRAGMA user_version = {number};")
+    rows = RowSeal()
+    rows.use(key)
+    with hand_on(path) as connection:
+        connection.create_function("row_seal", -1, rows.seal)
+        connection.execute("ATTACH ? AS newer", (str(world.path),))
+        tables = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table' AND name <> 'move'").fetchall()
+        for (table,) in tables:
+            names = ", ".join(row[1] for row in connection.execute(f"PRAGMA main.table_info({table})"))
+            connection.execute(f"DELETE FROM main.{table}")
+            connection.execute(f"INSERT INTO main.{table} ({names}) SELECT {names} FROM newer.{table}")
+        connection.execute("DELETE FROM log WHERE instr(text, 'rows.seal')")
+        connection.execute(
+            "UPDATE key SET seal = row_seal(key_id, master, slaves, size, parts, mine, due)"
+            " FROM relation WHERE relation.relation_id = key.relation_id"
+        )
+    return path
+
+
+def test_a_store_of_before_there_were_seals_goes_on_delivering(case: Case) -> None:
+    world, path, device, clock = case
+    assert migrate(to_schema_11(world, path, device.row_key())) == [12]
+    seen = used(path, device, world, clock)
+    assert (served(case, seen), seen.broken, seen.alarms) == (0, [], [])
+    store = Store(path, AuditChain(), clock)
+    (sealed,) = [json.loads(row.text) for row in store.log.latest(1000, "rows.seal")]
+    store.close()
+    assert {name: sealed[name] for name in ("block", "copy", "epoch", "key")} == {
+        "block": len(BLOCKS), "copy": 0, "epoch": 1, "key": len(SLAVES),
+    }
+
+
+def test_a_key_that_was_altered_before_there_were_more_seals_is_not_sealed_anew(case: Case) -> None:
+    world, path, device, clock = case
+    to_schema_11(world, path, device.row_key())
+    with hand_on(path) as connection:
+        connection.execute(f"UPDATE key SET size = 128 WHERE {KEY}")
+    migrate(path)
+    seen = used(path, device, world, clock)
+    assert [alarm["event"] for alarm in seen.alarms] == ["alarm.key-tampered"]
+
+
+def test_a_new_store_says_that_its_rows_are_sealed(case: Case) -> None:
+    world, _, _, clock = case
+    store = Store(world.path, AuditChain(), clock)
+    assert len(store.log.latest(1000, "rows.seal")) == 1
+    store.close()
 
 
 # Values exchanged -------------------------------------------------------------------------------------------

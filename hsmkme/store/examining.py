@@ -88,8 +88,12 @@ class Examining:
 
         Writes, in one commit: states of blocks and keys, counts of pools, an alarm for each row. A pool that promised
         keys though no row was found wrong lost a block: that is an alarm too. A copy that is of no block is dropped.
+        While the row of an epoch is not what was sealed there is an alarm of that alone, for nothing is delivered then,
+        and nobody can say what blocks are under it.
         """
         with self._database.write() as transaction, _unchecked(transaction.connection):
+            if _epochs_differ(transaction, actor):
+                return 1
             found = transaction.execute(_BLOCKS).fetchall()
             blocks = [_freeze(transaction, row, actor) for row in found if row[0] in suspects or not _good(row)]
             wrong = count_pools(transaction)
@@ -99,7 +103,6 @@ class Examining:
             for row, epoch in copies:
                 transaction.append(Entry("alarm.copy-tampered", actor, {"row": row, "epoch": epoch}))
             count = len(blocks or wrong) + len(copies) + self._keys(transaction, actor, key_ids)
-            _tell_of_epochs(transaction, actor)
         if count:
             log.error("ALARM somebody wrote to the store: %d rows made no sense and were kept apart", count)
         return count
@@ -128,12 +131,14 @@ class Examining:
         return is_served and all(place[0] in blocks for place in json.loads(parts))
 
 
-def _tell_of_epochs(transaction: Transaction, actor: str) -> None:
-    """The row of an epoch is not put right by anybody but an officer: whoever needs the epochs refuses until then."""
+def _epochs_differ(transaction: Transaction, actor: str) -> bool:
+    """Whether the row of an epoch is not what was sealed, which is told of once."""
     try:
         require_epochs(transaction.connection)
     except StoreTampered as fault:
         alarm_once(transaction, Entry("alarm.epochs-differ", actor, {"reason": str(fault)}))
+        return True
+    return False
 
 
 def count_pools(transaction: Transaction) -> set[str]:

@@ -12,14 +12,15 @@ DROP TRIGGER rewraps_count;
 DROP TRIGGER copies_count;
 DROP TRIGGER recopies_count;
 
--- The time of a claim is that of its delivery as soon as there is one.
+-- The time of a claim becomes that of the delivery, and is sealed anew then; and once, when it was not sealed before.
 DROP TRIGGER key_stays;
-CREATE TRIGGER key_stays BEFORE UPDATE OF key_id, relation_id, size, parts, claimed_at, seal ON key
-    WHEN NEW.key_id <> OLD.key_id OR NOT (NEW.state = 'void' AND NEW.parts = '[]'
-        OR NEW.relation_id = OLD.relation_id AND NEW.size = OLD.size AND NEW.parts = OLD.parts
-            AND (OLD.state = 'assigned' AND NEW.state = 'delivered'
-                OR NEW.claimed_at = OLD.claimed_at AND NOT (SELECT rows_sealed FROM lineage)))
+CREATE TRIGGER key_stays BEFORE UPDATE OF key_id, relation_id, size, parts ON key
+    WHEN NEW.state <> 'void' OR NEW.parts <> '[]' OR NEW.key_id <> OLD.key_id
     BEGIN SELECT RAISE(ABORT, 'illegal transition: what a key is does not change'); END;
+CREATE TRIGGER claim_stays BEFORE UPDATE OF claimed_at, seal ON key
+    WHEN NOT (OLD.state = 'assigned' AND NEW.state = 'delivered')
+    AND (NEW.claimed_at <> OLD.claimed_at OR (SELECT rows_sealed FROM lineage))
+    BEGIN SELECT RAISE(ABORT, 'illegal transition: when a key was claimed does not change'); END;
 
 -- What is kept apart stays so until it is revoked, also an ended block of which keys were to be collected.
 DELETE FROM move WHERE kind = 'block' AND was = 'frozen' AND becomes <> 'revoked';
