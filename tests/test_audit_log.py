@@ -59,7 +59,6 @@ def _operate(site: Site) -> None:
     store, custody = site.open(clock)
     for sae_id in ODD_SAES[:2]:
         store.registry.add_sae(sae_id, "kme-1", Entry("sae.add", f"operator:{sae_id}"))
-    store.registry.allow(ODD_SAES[0], ODD_SAES[1], Entry("pair.allow", "operator"))
     assert custody.logbook.seal()
     for sae_id in ODD_SAES[2:]:
         store.registry.add_sae(sae_id, "kme-1", Entry("sae.add", f"operator:{sae_id}"))

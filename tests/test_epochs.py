@@ -27,6 +27,7 @@ from tests.load import Ledger, Load, check, new_seed
 from tests.processes import processes
 from tests.rotating import KEYS, Kme, new_kme, same
 from tests.sites import Site
+from tests.tampering import hand_on
 from tests.world import Demo, start_demo
 
 DAY = 86400
@@ -163,12 +164,10 @@ def test_a_store_from_before_an_epoch_was_destroyed_is_refused_at_the_start(kme:
 
 def test_a_row_that_names_an_epoch_that_there_is_not_is_quarantined(kme: Kme) -> None:
     kme.deposit("one")
-    with kme.store.log._database.write(logged=False) as transaction:
-        transaction.execute("DROP TRIGGER block_moves_to_active")
-        transaction.execute("PRAGMA defer_foreign_keys = ON")
-        transaction.execute("INSERT INTO epoch (epoch, state, check_value) VALUES (9, 'destroyed', '0011223344')")
+    kme.store.close()
+    with hand_on(kme.site.path) as connection:
         blob = "CAST(substr(wrapped, 1, 3) || x'00000009' || substr(wrapped, 8) AS BLOB)"
-        transaction.execute(f"UPDATE block SET epoch = 9, wrapped = {blob}")  # noqa: S608
+        connection.execute(f"UPDATE block SET epoch = 9, wrapped = {blob}")  # noqa: S608
     with pytest.raises(RecordFault):
         kme.fetch(1)
     assert len(kme.rows("alarm.block-tampered")) == 1
@@ -311,6 +310,7 @@ def _upkeep(config: str, now: float, kill_at: int) -> None:
     settings = load(Path(config))
     store = Store(settings.store, AuditChain(), lambda: now)
     token = bootstrap.open_token(settings.token[0])
+    store.lineage.seal_rows(token.row_key())
     watch(kill_at)
     one = rotation.Rotation(token, store, lambda: now, "upkeep")
     for _ in range(8):

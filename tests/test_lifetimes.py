@@ -27,6 +27,7 @@ from hsmkme.store.veins import AGED
 from hsmkme.upkeep import Upkeep
 from tests.conftest import PIN, FakeClock
 from tests.rotating import KEYS, Kme, same
+from tests.sealing import rewrite
 from tests.sites import make_site
 
 TTL = 3600
@@ -94,8 +95,8 @@ def test_a_link_without_a_lifetime_keeps_its_keys(kme: Kme) -> None:
 
 def test_a_block_of_the_peers_lives_a_little_longer_here(kme: Kme) -> None:
     kme.deposit("theirs")
+    rewrite(kme.store, "block", "block_id = 'theirs'", mine="0", own_epoch="1")
     with closing(sqlite3.connect(kme.site.path)) as connection, connection:
-        connection.execute("UPDATE block SET mine = 0, own_epoch = 1")
         connection.execute("INSERT INTO assigned_segment SELECT block_pk, 2 FROM block")
     kme.clock.now += TTL + 1
     age(kme)

@@ -27,6 +27,7 @@ from hsmkme.receipts import Receipts
 from tests.conftest import FakeClock
 from tests.processes import killed
 from tests.rotating import KEYS, Kme, new_kme
+from tests.sealing import rewrite
 from tests.tampering import hand_on
 
 Receipt = dict[str, Any]
@@ -186,15 +187,17 @@ def test_what_a_row_says_of_an_end_that_never_was_gives_no_receipt(
     kme.collect(kme.fetch(KEYS))
     kme.rotation.rotate(because="test")
     write_to(kme, f"UPDATE epoch SET {column} = ? WHERE epoch = 1", value)  # noqa: S608
-    assert not kme.store.epochs.all()[0].proved
     for wanted in (lambda: receipts.of_epoch(1), lambda: receipts.of_block("local/one")):
         with pytest.raises(StoreError, match="is not destroyed"):
             wanted()
 
 
-def test_an_epoch_whose_proof_was_taken_away_is_proved_again_by_the_same_row(kme: Kme, receipts: Receipts) -> None:
+def test_an_epoch_whose_row_is_put_back_is_proved_again_by_the_same_row_of_the_log(
+    kme: Kme, receipts: Receipts
+) -> None:
+    """Its row of before it was proved was sealed, too."""
     live_through(kme)
-    write_to(kme, "UPDATE epoch SET proof = 1 WHERE epoch = 1")
+    rewrite(kme.store, "epoch", "epoch = 1", proof="NULL")
     assert not kme.store.epochs.all()[0].proved
     kme.rotation.keep(EpochsSection())
     assert kme.store.epochs.all()[0].proved

@@ -19,6 +19,7 @@ from hsmkme.upkeep import Upkeep
 from tests.conftest import FakeClock
 from tests.processes import killed
 from tests.rotating import KEYS, RELATION, Kme, new_kme
+from tests.sealing import rewrite
 from tests.world import Demo
 
 OTHER = Relation.of("sae-3", ["sae-4"])
@@ -243,8 +244,7 @@ def test_killed_at_every_durable_step_and_given_again_it_comes_to_the_same_end(m
         kme.deposit(f"bad-{number}")
         has, waits = kme.fetch(1, relation), kme.fetch(1, relation)
         kme.collect(has)
-        with kme.store.log._database.write(logged=False) as transaction:
-            transaction.execute("UPDATE block SET tag = zeroblob(16) WHERE block_id = ?", (f"bad-{number}",))
+        rewrite(kme.store, "block", f"block_id = 'bad-{number}'", tag="zeroblob(16)")
         name = {"block": f"bad-{number}", "epoch": number, "sae": f"master-{number}"}[meant]
         arguments = ("--config", kme.site.config, "revoke", f"--{meant}", name, "--reason", "test", "--json")
         first = killed(number, *arguments)

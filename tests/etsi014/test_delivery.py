@@ -12,6 +12,8 @@ import pytest
 
 from tests.etsi014.client import JSON, KEYS, Client, key_ids
 from tests.etsi014.conftest import register, running, serving
+from tests.processes import apart
+from tests.sealing import rewrite_of
 from tests.world import until
 
 ENC = "sae-2/enc_keys"
@@ -54,7 +56,7 @@ def test_point_04_too_few_keys_deliver_nothing_and_say_when_to_come_back(scarce:
     with scarce.demo.database() as database:
         blocks, keys = database.execute("SELECT count(*), sum(key_count) FROM block").fetchone()
         assert 1 < blocks <= 16
-        database.execute("UPDATE block SET deposited_at = deposited_at - 1000 WHERE block_pk = 1")
+    apart(rewrite_of, str(scarce.demo.config), "block", "block_pk = 1", "deposited_at", "deposited_at - 1000")
     for missing, request in [(28, ("POST", ENC, {"number": 100})), (1, ("GET", f"{ENC}?number=73"))]:
         message = f"72 of {72 + missing} keys are available"
         answer = scarce.refused(503, "KEY-POOL-1", message, "sae-1", *request)
@@ -97,8 +99,8 @@ def test_point_05_unknown_and_used_keys_get_one_answer_and_the_log_knows_more(km
 def test_point_05_keys_that_expired_or_are_quarantined_get_the_same_answer(scarce: Client, method: str) -> None:
     pool_of(scarce, 2)
     expired, frozen = scarce.send("sae-1", "POST", ENC, {"number": 2}).key_ids
-    with scarce.demo.database() as database:
-        database.execute("UPDATE key SET claimed_at = claimed_at - 90000 WHERE key_id = ?", (UUID(expired).bytes,))
+    where = f"key_id = x'{UUID(expired).hex}'"
+    apart(rewrite_of, str(scarce.demo.config), "key", where, "claimed_at", "claimed_at - 90000")
     with scarce.demo.upkeep():
         until(lambda: erased(scarce, expired), 30, "the key expires")
     with scarce.demo.database() as database:
@@ -190,8 +192,8 @@ def test_point_23_a_key_that_not_every_slave_collects_ends_when_it_expires(scarc
     (key_id,) = scarce.send("sae-1", "POST", ENC, {"additional_slave_SAE_IDs": ["sae-3"]}).key_ids
     scarce.demo.dec("sae-2", "sae-1", [key_id])
     assert not erased(scarce, key_id)
-    with scarce.demo.database() as database:
-        database.execute("UPDATE key SET claimed_at = claimed_at - 30")
+    where = f"key_id = x'{UUID(key_id).hex}'"
+    apart(rewrite_of, str(scarce.demo.config), "key", where, "claimed_at", "claimed_at - 30")
     with running(scarce.demo, "upkeep", "[keys]\nuncollected_seconds = 20"):
         until(lambda: erased(scarce, key_id), 30, "the key expires")
     scarce.refused(400, "KEY-ID-3", NOT_FOUND, "sae-3", "POST", DEC, key_ids(key_id))

@@ -30,3 +30,17 @@ INSERT INTO move VALUES ('block', 'expired', 'frozen');
 DROP TRIGGER copy_is_kept;
 CREATE TRIGGER copy_is_kept BEFORE DELETE ON copy WHEN EXISTS (SELECT 1 FROM block WHERE block_pk = OLD.block_pk)
     BEGIN SELECT RAISE(ABORT, 'illegal transition: a copy is not forgotten'); END;
+
+-- Who has not the key changes nothing that is sealed.
+CREATE TRIGGER block_stays_sealed BEFORE UPDATE OF seal ON block
+    WHEN NEW.seal IS NULL AND (SELECT rows_sealed FROM lineage)
+    BEGIN SELECT RAISE(ABORT, 'illegal transition: a row is sealed by the key that the token gives'); END;
+CREATE TRIGGER copy_stays_sealed BEFORE UPDATE OF seal ON copy
+    WHEN NEW.seal IS NULL AND (SELECT rows_sealed FROM lineage)
+    BEGIN SELECT RAISE(ABORT, 'illegal transition: a row is sealed by the key that the token gives'); END;
+CREATE TRIGGER epoch_stays_sealed BEFORE UPDATE OF seal ON epoch
+    WHEN NEW.seal IS NULL AND (SELECT rows_sealed FROM lineage)
+    BEGIN SELECT RAISE(ABORT, 'illegal transition: a row is sealed by the key that the token gives'); END;
+CREATE TRIGGER epoch_begins_sealed BEFORE INSERT ON epoch
+    WHEN NEW.seal IS NULL AND (SELECT rows_sealed FROM lineage)
+    BEGIN SELECT RAISE(ABORT, 'illegal transition: a row is sealed by the key that the token gives'); END;
