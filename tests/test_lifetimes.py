@@ -29,6 +29,7 @@ from tests.conftest import PIN, FakeClock
 from tests.rotating import KEYS, Kme, same
 from tests.sealing import rewrite
 from tests.sites import make_site
+from tests.tampering import hand_on
 
 TTL = 3600
 ADMIT = Entry("link.admit", "test")
@@ -193,6 +194,34 @@ def test_upkeep_releases_what_nobody_asks_for(kme: Kme) -> None:
     goes_on(kme, 60)
     assert kme.store.ageing.unlock("upkeep") == 1
     assert kme.store.blocks.veins("kme-1", 256)[0].keys == KEYS
+
+
+ALTERED_TIMES = {
+    "older than it is": ("old", "UPDATE block SET deposited_at = 1"),
+    "older than what the peer confirms": ("far", "UPDATE block SET deposited_at = 1, state = 'deposited'"),
+    "unlocked": ("locked", "UPDATE block SET not_before = 1"),
+}
+
+
+@pytest.mark.parametrize("name", ALTERED_TIMES)
+def test_no_block_ends_or_opens_because_of_a_time_that_was_altered(kme: Kme, name: str) -> None:
+    block, statement = ALTERED_TIMES[name]
+    goes_on(kme, 0)
+    if block == "locked":
+        lock(kme, block, TTL)
+    else:
+        kme.deposit(block, "far" if block == "far" else "local")
+    kme.store.close()
+    with hand_on(kme.site.path) as connection:
+        connection.execute(statement)
+    working = upkeep(kme)
+    for _ in range(2):
+        working.tick()
+        goes_on(kme, 600)
+    assert states(kme) == {block: "frozen"}
+    assert [json.loads(row)["event"] for row in kme.rows("alarm.")] == ["alarm.block-tampered"]
+    with pytest.raises(PoolShort):
+        kme.fetch(1)
 
 
 def test_no_lock_opens_by_a_clock_that_jumped_or_that_nobody_looked_at(kme: Kme) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import shutil
 import sqlite3
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import pytest
@@ -38,7 +39,7 @@ from tests.conftest import FakeClock
 from tests.paired import KEYS, Kme, away, bytes_of, healed, make_home, same, table_of
 from tests.processes import hsmkme
 from tests.rotating import labels
-from tests.tampering import hand_on
+from tests.tampering import cells, flip, hand_on
 from tests.tokens import PIN, made_another, made_pair
 from tests.world import until
 
@@ -241,6 +242,56 @@ def test_an_altered_copy_is_quarantined_when_it_is_met(kme: Kme, pair: Pair, pos
     healed(kme)
     assert len(kme.alarms()) == 1
     assert kme.store.epochs.live(1) == {"frozen": 1}
+
+
+COPY_CELLS = ("block_pk", "epoch", "wrapped", "seal")
+
+
+@pytest.mark.parametrize("column", COPY_CELLS)
+@pytest.mark.parametrize("is_away", [False, True], ids=["both are there", "the other is needed"])
+def test_a_changed_byte_of_a_copy_keeps_its_block_apart_with_one_alarm(
+    kme: Kme, pair: Pair, column: str, is_away: bool, tmp_path: Path
+) -> None:
+    """One that is of no block any more is dropped, and made anew."""
+    plain = kme.deposit("one")
+    kme.store.checkpoint()
+    kme.store.close()
+    untouched = tmp_path / "untouched.sqlite"
+    shutil.copy(kme.settings.store, untouched)
+    (cell,) = [one for one in cells(kme.settings.store, "copy", "block_pk = 1") if one.column == column]
+    for position in range(cell.size):
+        for ending in ("", "-wal", "-shm"):
+            kme.settings.store.with_name(kme.settings.store.name + ending).unlink(missing_ok=True)
+        shutil.copy(untouched, kme.settings.store)
+        with hand_on(kme.settings.store) as connection:
+            flip(cell, position)(connection)
+        with away(pair[0], tmp_path) if is_away else nullcontext(), suppress(RecordFault, PoolShort, TokenUnavailable):
+            assert same(kme.fetch(1), plain[:32]), "wrong bytes were given"
+        healed(kme)
+        kme.store.examining.examine("test")
+        kme.spread()
+        events = [json.loads(alarm)["event"] for alarm in kme.alarms()]
+        if column == "block_pk":
+            assert events == ["alarm.copy-tampered"]
+            assert set(kme.wraps("one")) == {A, B}, "upkeep made it anew"
+        else:
+            assert (events, kme.store.epochs.live(1)) == (["alarm.block-tampered"], {"frozen": 1})
+        kme.store.close()
+
+
+def test_a_copy_that_was_given_to_another_block_is_not_sealed_by_a_rewrap(kme: Kme) -> None:
+    kme.deposit("one")
+    kme.deposit("two")
+    kme.store.close()
+    with hand_on(kme.settings.store) as connection:
+        connection.execute("DELETE FROM copy WHERE block_pk = 2")
+        connection.execute("UPDATE copy SET block_pk = 2")
+    rotation = kme.rotation(B)
+    rotation.rotate(because="test")
+    for _ in range(2):
+        kme.store.examining.sound(lambda: rotation.rewrap(2))
+    assert [json.loads(alarm)["event"] for alarm in kme.alarms()] == ["alarm.block-tampered"]
+    assert kme.store.epochs.live(1) == {"ready": 1, "frozen": 1}
 
 
 def test_a_copy_of_another_block_opens_nothing(kme: Kme, pair: Pair, tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ UPDATE block SET epoch = ?, wrapped = ? WHERE link_id = ? AND block_id = ? AND e
     AND state <> 'retired'
 """
 _COPY: Final = f"""
-SELECT copy.block_pk, {is_sealed("copy")} FROM copy JOIN block USING (block_pk)
+SELECT copy.block_pk, {is_sealed("copy")}, state IN ('frozen', 'revoked') FROM copy JOIN block USING (block_pk)
 WHERE link_id = ? AND block_id = ? AND state <> 'retired' AND copy.epoch = ? AND copy.wrapped = ?
 """  # noqa: S608 - ours alone
 _MOVE_COPY: Final = f"""
@@ -280,10 +280,12 @@ def _move(transaction: Transaction, seal: BlockSeal, wrapped: bytes, epoch: int)
     copy = transaction.execute(_COPY, was).fetchone()
     if copy is None:
         return False
-    if not copy[1]:
-        raise StoreTampered("a copy of a block key is of another block, or epoch, than it was")
-    transaction.execute(_MOVE_COPY, {"block": copy[0], "epoch": seal.epoch, "to": epoch, "wrapped": wrapped})
-    return True
+    block_pk, is_sound, is_apart = copy
+    if not (is_sound or is_apart):
+        raise StoreTampered("a copy of a block key is of another block, or epoch, than it was", [block_pk])
+    if is_sound:
+        transaction.execute(_MOVE_COPY, {"block": block_pk, "epoch": seal.epoch, "to": epoch, "wrapped": wrapped})
+    return bool(is_sound)
 
 
 def _named(name: BlockName) -> str:

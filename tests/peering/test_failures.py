@@ -9,8 +9,11 @@ import pytest
 
 from hsmkme.errors import KeyNotHeld, PeerError, PeerRefused, PeerUnavailable
 from hsmkme.model import Demand, Entry, Relation
+from hsmkme.store.inbox import set_owner
 from tests.peering import line as trouble
 from tests.peering.pair import BITS, LINK, End, Pair
+from tests.sealing import rewrite
+from tests.tampering import hand_on
 
 
 def well(pair: Pair) -> None:
@@ -167,10 +170,8 @@ def test_both_ends_claim_at_once_from_blocks_of_their_own(pair: Pair) -> None:
 
 def test_both_ends_believe_that_they_own_a_block(pair: Pair) -> None:
     """Configurations disagree: nobody gets a key of it, both are told, both void."""
-    with pair.a.store._database.write(logged=False) as transaction:
-        transaction.execute("UPDATE block SET mine = 1, own_epoch = own_epoch + 1 WHERE mine = 0")
-    with pair.b.store._database.write(logged=False) as transaction:
-        transaction.execute("UPDATE block SET mine = 1, own_epoch = own_epoch + 1 WHERE mine = 0")
+    for end in pair.ends:
+        rewrite(end.store, "block", "mine = 0", mine="1", own_epoch="own_epoch + 1")
     for master, slave in (("a1", "b1"), ("b1", "a1")):
         refusal = pair.refused(master, slave, number=2)
         assert isinstance(refusal, PeerRefused)
@@ -183,6 +184,40 @@ def test_both_ends_believe_that_they_own_a_block(pair: Pair) -> None:
     pair.fill(1)
     pair.heal()
     pair.judge()
+
+
+@pytest.mark.parametrize("end", ["a", "b"])
+@pytest.mark.parametrize(
+    "change", ["mine = 1 - mine", "own_epoch = own_epoch + 1", "tag = randomblob(16)", "key_count = 3", "digest = tag"]
+)
+def test_what_a_row_says_of_a_shared_block_was_altered_at_one_end(pair: Pair, end: str, change: str) -> None:
+    """The oldest block that `a` owns: it is kept apart where it was altered, and the others are used."""
+    oldest = "SELECT block_id FROM block WHERE mine = 1 AND link_id = ? ORDER BY block_pk LIMIT 1"
+    ((block,),) = pair.a.rows(oldest, LINK)
+    altered = getattr(pair, end)
+    with hand_on(altered.path) as connection:
+        connection.execute(f"UPDATE block SET {change} WHERE link_id = ? AND block_id = ?", (LINK, block))  # noqa: S608
+    for _ in range(4):
+        if pair.refused("a1", "b1") is None:
+            break
+    pair.exchange("a1", "b1")
+    pair.exchange("b1", "a1")
+    altered.store.examining.examine("test")  # one that `a` does not take for its own is met when the others are used up
+    assert altered.alarms.count("alarm.block-tampered") == 1
+    assert altered.owned()[f"{LINK}/{block}"][2] == "frozen"
+    pair.heal()
+    pair._one_relation_for_each_key()
+    pair._slaves_get_what_masters_got()
+
+
+def test_a_row_that_was_altered_is_not_sealed_by_a_change_of_its_owner(pair: Pair) -> None:
+    """Not even while it is kept apart, as who alters it may say."""
+    with hand_on(pair.a.path) as connection:
+        connection.execute("UPDATE block SET state = 'frozen', deposited_at = deposited_at + 9 WHERE block_pk = 1")
+    with pair.a.store._database.write(logged=False) as transaction:
+        set_owner(transaction, 1, mine=False, own_epoch=9)
+        found = transaction.execute("SELECT own_epoch FROM block WHERE block_pk = 1 OR own_epoch = 9").fetchall()
+    assert found == [(0,)]
 
 
 def test_the_same_segments_for_two_keys_are_a_conflict_and_void_at_both_ends(pair: Pair) -> None:
