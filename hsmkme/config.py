@@ -104,7 +104,7 @@ class FairUseSection(_Section):
     requests_per_sae: Limit = ""
     requests_total: Limit = ""
     keys_per_relation: Limit = ""
-    waiting: Positive = 48
+    waiting: Positive = 24
 
 
 class OfficerSection(_Section):
