@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Iterator, Sequence
@@ -21,6 +22,7 @@ from hsmkme.hsm.tokens import sole
 from hsmkme.model import BlockName, Entry, KeyMaterial, RawBlock, SealedBlock
 from hsmkme.states import BlockState
 from hsmkme.store import Store
+from hsmkme.upkeep import Duty, Upkeep
 from tests.conftest import PIN, FakeClock
 from tests.kills import watch
 from tests.load import Ledger, Load, check, new_seed
@@ -171,6 +173,21 @@ def test_a_row_that_names_an_epoch_that_there_is_not_is_quarantined(kme: Kme) ->
     with pytest.raises(RecordFault):
         kme.fetch(1)
     assert len(kme.rows("alarm.block-tampered")) == 1
+
+
+@pytest.mark.parametrize("change", ["wraps = 0", "since = since + 1", "state = 'deactivated'", "proof = 1"])
+def test_upkeep_does_nothing_to_epochs_while_the_row_of_one_is_altered_and_alarms_once(kme: Kme, change: str) -> None:
+    kme.deposit("one")
+    kme.store.close()
+    with hand_on(kme.site.path) as connection:
+        connection.execute(f"UPDATE epoch SET {change} WHERE epoch = 1")  # noqa: S608 - from the list above
+    upkeep = Upkeep(kme.site.settings, kme.custody, kme.store, kme.clock, kme.token.anchor().drop)
+    upkeep.duties = [Duty("epochs", 1.0, lambda: kme.rotation.keep(EpochsSection()))]
+    for _ in range(3):
+        upkeep.tick()
+        kme.clock.now += DAY
+    assert kme.masters() == ["master/1"]
+    assert [json.loads(row)["event"] for row in kme.rows("alarm.")] == ["alarm.epochs-differ"]
 
 
 # What is refused --------------------------------------------------------------------------------------------

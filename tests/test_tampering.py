@@ -260,11 +260,23 @@ def test_a_store_of_before_there_were_seals_goes_on_delivering(case: Case) -> No
     }
 
 
-def test_a_key_that_was_altered_before_there_were_more_seals_is_not_sealed_anew(case: Case) -> None:
+def test_a_store_of_before_there_were_any_seals_goes_on_delivering(case: Case) -> None:
     world, path, device, clock = case
     to_schema_11(world, path, device.row_key())
     with hand_on(path) as connection:
-        connection.execute(f"UPDATE key SET size = 128 WHERE {KEY}")
+        connection.execute("UPDATE key SET seal = NULL")
+        connection.execute("UPDATE lineage SET row_key_check = NULL")
+    migrate(path)
+    seen = used(path, device, world, clock)
+    assert (served(case, seen), seen.broken, seen.alarms) == (0, [], [])
+
+
+@pytest.mark.parametrize("change", ["size = 128", "seal = NULL"])
+def test_a_key_that_was_altered_before_there_were_more_seals_is_not_sealed_anew(case: Case, change: str) -> None:
+    world, path, device, clock = case
+    to_schema_11(world, path, device.row_key())
+    with hand_on(path) as connection:
+        connection.execute(f"UPDATE key SET {change} WHERE {KEY}")
     migrate(path)
     seen = used(path, device, world, clock)
     assert [alarm["event"] for alarm in seen.alarms] == ["alarm.key-tampered"]

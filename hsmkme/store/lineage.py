@@ -16,9 +16,10 @@ from hsmkme.store.segments import erase
 _SEAL_FIRST: Final = {
     **{of: f"UPDATE {of} SET seal = {seal_of(of)} WHERE seal IS NULL" for of in ("block", "copy", "epoch")},  # noqa: S608
     "key": f"UPDATE key SET seal = {seal_of('key')} FROM relation WHERE relation.relation_id = key.relation_id"  # noqa: S608
-    " AND state <> 'void' AND is_sealed(seal, key_id, master, slaves, size, parts, mine, due)",
+    " AND state <> 'void'"
+    " AND (seal IS NULL AND :first OR is_sealed(seal, key_id, master, slaves, size, parts, mine, due))",
 }
-"""The rows of keys were sealed before, without the time of the claim."""
+"""The rows of keys were sealed before, without the time of the claim, unless this is the first key that seals any."""
 
 
 class Lineages:
@@ -93,13 +94,14 @@ class Lineages:
 def _seal_once(transaction: Transaction, check_value: bytes) -> None:
     """Seal what was there before there were seals. That was done once if the log says so, whatever the column says:
     a row without a seal is one that somebody wrote since."""
-    transaction.execute("UPDATE lineage SET row_key_check = ? WHERE row_key_check IS NULL", (check_value,))
+    begin = "UPDATE lineage SET row_key_check = ? WHERE row_key_check IS NULL"
+    first = transaction.execute(begin, (check_value,)).rowcount
     if transaction.execute("SELECT rows_sealed FROM lineage").fetchone()[0]:
         return  # by another process, a moment ago
     known = transaction.execute("SELECT seq FROM log WHERE instr(text, '\"event\":\"rows.seal\"') LIMIT 1").fetchone()
     if known is None:
-        sealed = {table: transaction.execute(statement).rowcount for table, statement in _SEAL_FIRST.items()}
-        transaction.append(Entry("rows.seal", "custody", sealed))
+        done = {of: transaction.execute(sealing, {"first": first}).rowcount for of, sealing in _SEAL_FIRST.items()}
+        transaction.append(Entry("rows.seal", "custody", done))
     else:
         transaction.append(Entry("alarm.seals-reset", "custody", {"sealed": known[0]}))
     transaction.execute("UPDATE lineage SET rows_sealed = 1")
