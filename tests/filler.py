@@ -2,8 +2,8 @@
 
     python -m tests.filler STORE KEYS [LINK]
 
-The rows are those that deposits, claims and collections leave. Only the sealed bytes are zeros, which no token opens, and
-no row has a seal: keys are claimed from older blocks first, and theirs do open.
+The rows are those that deposits, claims and collections leave. Only the sealed bytes are zeros, which no token opens,
+and no row has a seal: keys are claimed from older blocks first, and theirs do open.
 """
 
 from __future__ import annotations
