@@ -7,7 +7,7 @@ Its segments were taken for good before anything was masked: whatever happens th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from uuid import UUID
 
 from hsmkme.errors import KeyNotHeld
@@ -47,7 +47,7 @@ def claim_pads(transaction: Transaction, demand: Demand, pad_ids: Sequence[UUID]
         [(pad.key_id.bytes, key_id.bytes, vein.link_id) for pad, key_id in zip(pads, demand.key_ids, strict=True)],
     )
     transaction.append(claim_entry(entry, demand, pads).knowing(masks=[str(key_id) for key_id in demand.key_ids]))
-    named = [replace(pad, key_id=key_id) for pad, key_id in zip(pads, demand.key_ids, strict=True)]
+    named = [pad._replace(key_id=key_id) for pad, key_id in zip(pads, demand.key_ids, strict=True)]
     return Pads(vein.link_id, tuple(pads), assign_of(transaction, demand, named))
 
 
