@@ -15,11 +15,12 @@ from typing import Final, NamedTuple
 from uuid import UUID
 
 from hsmkme.errors import KeyNotHeld, PoolShort
+from hsmkme.messages.bodies import KEYS_MOST
 from hsmkme.model import Demand, Entry, Relation, Retry, SealedKey
 from hsmkme.states import KeyState
 from hsmkme.store.answers import remember
 from hsmkme.store.batches import Batches
-from hsmkme.store.claims import assign_of, claimed, vein_to
+from hsmkme.store.claims import assign_of, claimed, sealed, vein_to
 from hsmkme.store.copies import IN_REACH, packed
 from hsmkme.store.database import Database, Transaction
 from hsmkme.store.ending import revoke
@@ -28,10 +29,14 @@ from hsmkme.store.pads import Pads, claim_pads, use_up
 from hsmkme.store.rows import KeyRow, parts_of, relation_id, rows_of, rows_where, update_rows, void_rows
 from hsmkme.store.segments import runs_of
 from hsmkme.store.timekeeping import require_time
-from hsmkme.store.veins import claim_entry
+from hsmkme.store.veins import claim_entry, claim_entry_of
 
-DEPTH_MOST: Final = 256
-"""The most keys that a relation is given ahead of need."""
+DEPTH_MOST: Final = 1024
+"""The most keys that a relation is given ahead of need at a time: one that comes back within `RUSH_SECONDS`."""
+
+RUSH_SECONDS: Final = 1
+STEADY_MOST: Final = 256
+"""The same for one that takes longer: a restart burns them."""
 
 BUSY_SECONDS: Final = 10
 """A relation that comes back within this time is given more ahead; one that stays away much longer, nothing."""
@@ -126,16 +131,19 @@ class Agreed:
             require_time(transaction)
             relation = relation_id(transaction, demand.relation)
             vein = vein_to(transaction, demand)
-            ahead = new_ids(min(_depth(transaction, relation, demand), vein.keys - wanted))
-            if not demand.key_ids and not ahead:
+            most = min(vein.keys, KEYS_MOST) - wanted
+            ahead = new_ids(min(_depth(transaction, relation, demand), most))
+            key_ids = (*demand.key_ids, *ahead)
+            if not key_ids:
                 raise PoolShort(0, 0.0)
-            keys = claimed(transaction, vein, demand, (*demand.key_ids, *ahead))
-            draft = numbered(transaction, vein.link_id, "keys/assign", assign_of(transaction, demand, keys))
-            transaction.append(claim_entry(entry, demand, keys))
+            runs = claimed(transaction, vein, demand, key_ids)
+            assign = assign_of(transaction, demand, key_ids, runs)
+            draft = numbered(transaction, vein.link_id, "keys/assign", assign)
+            transaction.append(claim_entry_of(entry, demand, key_ids, runs).knowing(txid=str(draft.txid)))
             pads = [
                 claim_pads(transaction, replace(demand, peer=peer), new_ids(wanted), entry) for peer in demand.further
             ]
-            return Offer(draft, tuple(keys[:wanted]), tuple(key.key_id for key in keys[wanted:]), tuple(pads))
+            return Offer(draft, sealed(demand.key_ids, demand.size, runs, vein.per_key), ahead, tuple(pads))
 
     def settle(self, offer: Offer, demand: Demand, entry: Entry, retry: Retry | None = None) -> list[SealedKey]:
         """Every peer confirmed: the keys ahead wait, those wanted are delivered.
@@ -161,7 +169,7 @@ class Agreed:
             if keys:
                 _delivered(transaction, [(_Draw(demand, entry, retry), keys)])
             else:
-                transaction.append(entry.knowing(key_IDs=[str(key_id) for key_id in offer.key_ids]))
+                transaction.append(entry.knowing(link=offer.draft.link_id, txid=str(offer.draft.txid)))
             return keys
 
     def withdraw(self, offer: Offer, entry: Entry, *, ended_on: str = "") -> None:
@@ -182,11 +190,12 @@ class Agreed:
                 _end_blocks(transaction, ended_on, waiting, entry)
 
     def thirsty(self, peer: str, now: float) -> list[tuple[Relation, int]]:
-        """Relations with slaves at ``peer`` that draw often and have few keys left ahead, and the size they draw."""
+        """Relations with slaves at ``peer`` that draw often and have fewer keys ahead than they are given at a time, and
+        the size they draw: what is left lasts until the next ones are agreed on, so that no request waits."""
         with self._database.read() as connection:
             rows = connection.execute(
                 "SELECT master, slaves, size FROM draw JOIN relation USING (relation_id)"
-                " WHERE peer = ? AND at >= ? AND depth > 1 AND depth / 2 > (SELECT count(*) FROM key"
+                " WHERE peer = ? AND at >= ? AND depth > 1 AND depth > (SELECT count(*) FROM key"
                 " WHERE key.relation_id = draw.relation_id AND key.size = draw.size"
                 " AND state = 'assigned' AND mine = 1)",
                 (peer, int(now) - BUSY_SECONDS),
@@ -284,7 +293,8 @@ def _depth(transaction: Transaction, relation: int, demand: Demand) -> int:
     if waits:
         return 0
     if now - at <= BUSY_SECONDS:
-        depth = min(2 * max(depth, len(demand.key_ids)), DEPTH_MOST)
+        most = DEPTH_MOST if now - at <= RUSH_SECONDS else STEADY_MOST
+        depth = min(2 * max(depth, len(demand.key_ids)), most)
     elif now - at > 6 * BUSY_SECONDS:
         depth = 1
     transaction.execute(
