@@ -7,16 +7,17 @@ record is in that commit.
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Container, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from uuid import UUID
 
+from hsmkme.admission import Admission
+from hsmkme.batches import Batches
+from hsmkme.burning import burn, quarantine
 from hsmkme.epochs import Epochs
-from hsmkme.errors import OperatorFault, RecordFault, StoreError, StoreTampered, TokenError
-from hsmkme.hsm.token import Token
+from hsmkme.errors import RecordFault, TokenError
 from hsmkme.hsm.tokens import Tokens
 from hsmkme.logbook import Logbook
 from hsmkme.messages.bodies import Body, Carry, KeyReport
@@ -32,11 +33,13 @@ from hsmkme.model import (
     SealedBlock,
     SealedKey,
 )
-from hsmkme.restoring import require_latest
 from hsmkme.states import BlockState
-from hsmkme.store import Draft, NewIds, Offer, Outcome, Pads, Receipt, Store, carried_name
+from hsmkme.store import Claim, Collection, Draft, NewIds, Offer, Outcome, Pads, Receipt, Store, carried_name
 
 log = logging.getLogger(__name__)
+
+Opened = list[OpenKey] | TokenError
+"""What a request gets: its keys, or what the token met when it was to open them."""
 
 
 class Custody:
@@ -48,42 +51,10 @@ class Custody:
         self.logbook = Logbook(tokens, store, clock)
         self._sound = store.examining.sound
         self._epochs = Epochs(tokens, store, clock)
-        self._old_copy: OperatorFault | None = None
-        with self._alarmed():
-            self._epochs.require_known_tokens()
-        tokens.admit_by(self._admit)
-        self._require_latest()
-
-    def _admit(self, token: Token) -> None:
-        """Look at a token before anything is asked of it: is it this store's, and the store not an old copy?
-
-        Durable, if there is something: what ceremonies did on it, and what `require_latest` gives up.
-        """
-        self._store.lineage.seal_rows(token.row_key())
-        for note in token.notes():  # the first one begins epoch 1
-            self._store.ceremonies.admit(note, token.name, Entry("ceremony.held", "custody"))
-        with self._alarmed(token):
-            self._epochs.check(token)
-        try:
-            require_latest(token, self._store)
-        except OperatorFault as fault:
-            self._old_copy = fault
-            raise
-
-    @contextmanager
-    def _alarmed(self, *tokens: Token) -> Iterator[None]:
-        """Record that the store's epochs are not those of the tokens, once however often somebody starts, unless they
-        lost sight of everything."""
-        try:
-            yield
-        except (OperatorFault, StoreTampered) as fault:
-            with suppress(TokenError):
-                for token in tokens:
-                    token.anchored()
-                latest = self._store.log.latest(1, "alarm.")
-                if not latest or json.loads(latest[0].text).get("reason") != str(fault):
-                    self._store.log.append(Entry("alarm.epochs-differ", "custody", {"reason": str(fault)}))
-            raise
+        self._releases = Batches(self._release)
+        self._deliveries = Batches(self._deliver)
+        self._collections = Batches(self._collect)
+        self._admission = Admission(tokens, store, self._epochs)
 
     def deposit(
         self,
@@ -92,7 +63,7 @@ class Custody:
         limit: int,
         actor: str,
         *,
-        theirs: Collection[BlockName] = (),
+        theirs: Container[BlockName] = (),
     ) -> list[Outcome]:
         """Seal blocks in the token and store them; those that wait for the peer get their confirmation tags too.
 
@@ -113,16 +84,10 @@ class Custody:
 
         return self._epochs.seal(blocks, keep)
 
-    def _require_latest(self) -> None:
-        """Raise what the token met that remembers more than this store does, though the others remember less."""
-        if self._old_copy is not None:
-            raise self._old_copy
-
-    def _in_reach(self, demand: Demand) -> Demand:
-        """``demand`` for what can be opened now: a token that fails is known before anything is claimed of it."""
-        self._require_latest()
-        away = self._epochs.away()
-        return replace(demand, away=away) if away else demand
+    def _away(self) -> frozenset[int]:
+        """Epochs whose token fails, which is known before anything is claimed that only it opens."""
+        self._admission.require_latest()
+        return self._epochs.away()
 
     def release(self, demand: Demand, actor: str, retry: Retry | None = None) -> list[OpenKey]:
         """Claim keys for a relation and open them for its master.
@@ -131,19 +96,44 @@ class Custody:
         then on. 2. only if they cannot be opened: one commit that voids them. A crash between burns keys.
         The token answers before anything is claimed, so that a failing token burns none.
         """
-        demand = self._in_reach(demand)
-        entry = Entry("key.deliver", actor)
-        return self._open_or_burn(self._sound(lambda: self._store.blocks.claim(demand, entry, retry)))
+        return _given(self._releases.do(Claim(demand, Entry("key.deliver", actor), retry)))
+
+    def _release(self, claims_now: Callable[[], Sequence[Claim]]) -> list[Opened]:
+        away = self._away()
+        return self._opened(self._sound(lambda: self._store.blocks.claim(lambda: _in_reach(claims_now(), away))))
 
     def deliver(self, demand: Demand, actor: str, retry: Retry | None = None) -> list[OpenKey] | None:
         """Open keys that were agreed with the peer before; None when they are not enough.
 
         Durable writes: as for `release`, but that the peer is told of keys that do not open.
         """
-        demand = self._in_reach(demand)
-        entry = Entry("key.deliver", actor)
-        keys = self._sound(lambda: self._store.agreed.deliver(demand, entry, retry))
-        return None if keys is None else self._open_or_burn(keys)
+        opened = self._deliveries.do(Claim(demand, Entry("key.deliver", actor), retry))
+        return None if opened is None else _given(opened)
+
+    def _deliver(self, draws_now: Callable[[], Sequence[Claim]]) -> list[Opened | None]:
+        away = self._away()
+        drawn = self._sound(lambda: self._store.agreed.deliver(lambda: _in_reach(draws_now(), away)))
+        opened = iter(self._opened([keys for keys in drawn if keys is not None]))
+        return [None if keys is None else next(opened) for keys in drawn]
+
+    def _opened(self, claimed: Sequence[Sequence[SealedKey]]) -> list[Opened]:
+        """Open keys that count as delivered since the last commit, all together if that can be done; void those that
+        do not open."""
+        if len(claimed) > 1:
+            with suppress(TokenError):  # whose keys it met is found by opening each claim's alone
+                return [*self._together(claimed)]
+        return [self._open_or_burn(keys) for keys in claimed]
+
+    def _together(self, wanted: Sequence[Sequence[SealedKey]]) -> list[list[OpenKey]]:
+        opened = iter(self._epochs.open([key for keys in wanted for key in keys]))
+        return [[next(opened) for _ in keys] for keys in wanted]
+
+    def _open_or_burn(self, keys: Sequence[SealedKey]) -> Opened:
+        try:
+            return self._epochs.open(keys)
+        except TokenError as error:
+            burn(self._store, keys, error)
+            return error
 
     def is_agreeing(self, demand: Demand) -> bool:
         """Whether another request, of any process, agrees on keys of this relation now."""
@@ -155,7 +145,8 @@ class Custody:
         Durable writes: one commit with cursors, key rows, the number of the message and audit rows. A crash after it
         burns the keys: upkeep voids what was not confirmed in time.
         """
-        demand = self._in_reach(demand)
+        away = self._away()
+        demand = replace(demand, away=away) if away else demand
         return self._sound(lambda: self._store.agreed.offer(demand, new_ids, Entry("key.claim", actor)))
 
     def carry(self, offer: Offer) -> list[Draft]:
@@ -168,7 +159,7 @@ class Custody:
             return [self._carry(offer, pads) for pads in offer.pads]
         except TokenError as error:
             if isinstance(error, RecordFault):
-                self._quarantine(error, "kme")
+                quarantine(self._store, BlockName(error.link_id, error.block_id), "kme")
             self.withdraw(offer, type(error).__name__, "kme")
             raise
 
@@ -192,7 +183,7 @@ class Custody:
         try:
             return self._epochs.unmask(carry.masked, pads, carried_name(receipt.link_id, receipt.txid), keep)
         except RecordFault as fault:
-            self._quarantine(fault, entry.actor)
+            quarantine(self._store, BlockName(fault.link_id, fault.block_id), entry.actor)
             return keep(None)  # the answer is that these keys are void
 
     def settle(self, offer: Offer, demand: Demand, actor: str, retry: Retry | None = None) -> list[OpenKey]:
@@ -202,7 +193,7 @@ class Custody:
         audit rows; then as for `release`.
         """
         event = "key.deliver" if offer.wanted else "key.agree"
-        return self._open_or_burn(self._store.agreed.settle(offer, demand, Entry(event, actor), retry))
+        return _given(self._open_or_burn(self._store.agreed.settle(offer, demand, Entry(event, actor), retry)))
 
     def withdraw(self, offer: Offer, reason: str, actor: str, *, ended_on: str = "") -> None:
         """Void an offer, and its blocks of one link if the peer ended those.
@@ -235,20 +226,12 @@ class Custody:
         """What proves to the other end of a link that ``data`` comes from this one, 32 bytes."""
         return self._tokens.first(self._tokens.of_link(link_id), lambda token: token.link_mac(link_id, data))
 
-    def _open_or_burn(self, keys: Sequence[SealedKey]) -> list[OpenKey]:
-        """Open keys that count as delivered since the last commit; void them if that fails."""
-        try:
-            return self._epochs.open(keys)
-        except TokenError as error:
-            self._burn(keys, error)
-            raise
-
     def held(self, key_ids: Sequence[UUID]) -> dict[UUID, HeldKey]:
         """What is known of claimed keys."""
         return self._sound(lambda: self._store.keys.held(key_ids), key_ids)
 
     def collect(
-        self, slave: str, keys: Sequence[SealedKey], actor: str, retry: Retry | None = None, keep_seconds: int = 0
+        self, slave: str, keys: Sequence[HeldKey], actor: str, retry: Retry | None = None, keep_seconds: int = 0
     ) -> list[OpenKey]:
         """Open keys for one slave of their relation.
 
@@ -256,13 +239,18 @@ class Custody:
         only after the commit. Durable writes: one commit with key rows, erased segments and audit row.
         Raises `KeyNotHeld` if another request collected one meanwhile: nothing is handed out then.
         """
+        return self._collections.do(Collection(slave, keys, Entry("key.collect", actor), retry, keep_seconds))
+
+    def _collect(self, collections_now: Callable[[], Sequence[Collection]]) -> list[list[OpenKey]]:
+        collections = collections_now()
         try:
-            opened = self._epochs.open(keys)
+            opened = self._together([[held.key for held in each.keys] for each in collections])
         except RecordFault as fault:
-            self._quarantine(fault, actor)
+            if len(collections) == 1:
+                quarantine(self._store, BlockName(fault.link_id, fault.block_id), collections[0].entry.actor)
             raise
-        entry, key_ids = Entry("key.collect", actor), [key.key_id for key in keys]
-        self._sound(lambda: self._store.keys.collect(slave, key_ids, entry, retry, keep_seconds))
+        key_ids = [held.key.key_id for each in collections for held in each.keys]
+        self._sound(lambda: self._store.keys.collect(collections), key_ids)
         return opened
 
     def repeat(self, keys: Sequence[SealedKey], actor: str) -> list[OpenKey]:
@@ -274,24 +262,17 @@ class Custody:
         self._store.keys.repeat([key.key_id for key in keys], Entry("key.repeat", actor))
         return opened
 
-    def _burn(self, keys: Sequence[SealedKey], error: TokenError) -> None:
-        """Void keys that were claimed and cannot be opened; freeze the block if it is to blame."""
-        if isinstance(error, RecordFault):
-            self._quarantine(error, "kme")
-        try:
-            self._store.keys.void(
-                [key.key_id for key in keys], Entry("key.void", "kme", {"reason": type(error).__name__})
-            )
-        except StoreError:
-            log.exception("claimed keys could not be voided; they expire uncollected")
-
-    def _quarantine(self, fault: RecordFault, actor: str) -> None:
-        log.error("ALARM %s: quarantined", fault)
-        try:
-            self._store.blocks.freeze(BlockName(fault.link_id, fault.block_id), Entry("alarm.block-tampered", actor))
-        except StoreError:  # the row breaks rules of its table too
-            self._store.examining.examine(actor)
-
     def block_id_of(self, block: RawBlock) -> str:
         """A block id for bytes that came without one: the same bytes get the same id, at this KME only."""
         return self._tokens.any(lambda token: token.digest(block))[:16].hex()
+
+
+def _given(opened: Opened) -> list[OpenKey]:
+    if isinstance(opened, TokenError):
+        raise opened
+    return opened
+
+
+def _in_reach(claims: Sequence[Claim], away: frozenset[int]) -> Sequence[Claim]:
+    """The same of what can be opened now."""
+    return [one._replace(demand=replace(one.demand, away=away)) for one in claims] if away else claims

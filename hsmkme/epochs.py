@@ -8,7 +8,7 @@ open in a token that works is never tried in another: it was altered, and nobody
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Final, TypeVar
@@ -17,7 +17,7 @@ from hsmkme.errors import IllegalTransition, ObjectMissing, OperatorFault, Recor
 from hsmkme.hsm.crossing import cross
 from hsmkme.hsm.token import Token
 from hsmkme.hsm.tokens import FAILING, Tokens
-from hsmkme.model import BlockName, BlockSeal, Clock, Entry, OpenKey, RawBlock, SealedBlock, SealedKey
+from hsmkme.model import BlockName, BlockSeal, Clock, OpenKey, RawBlock, SealedBlock, SealedKey
 from hsmkme.states import EpochState
 from hsmkme.store import Store
 
@@ -211,10 +211,3 @@ class Epochs:
             with suppress(*FAILING):  # a token that is away holds nothing
                 self._tokens[str(name)].forget()
 
-
-def quarantine(store: Store, seals: Iterable[BlockSeal], actor: str) -> None:
-    """Freeze blocks whose keys do not unwrap in a token that works, each with an alarm."""
-    for seal in seals:
-        fault = RecordFault(seal.name.link_id, seal.name.block_id)
-        if store.blocks.freeze(seal.name, Entry("alarm.block-tampered", actor)):
-            log.error("ALARM %s: quarantined", fault)

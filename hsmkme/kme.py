@@ -44,6 +44,9 @@ _NAMED: Final = 16
 _NAME: Final = 64
 """How many key_IDs, and how much of a name, of a refused request the log keeps: a stranger must not fill it."""
 
+_GRANTS_MOST: Final = 4096
+"""How many different requests policy's word is remembered of."""
+
 _TRIES: Final = 3
 """How many tampered blocks one request may run into before it is told to come back."""
 
@@ -61,6 +64,17 @@ class Status:
     slave: str
     stored_key_count: int
     limits: KeysSection
+
+
+@dataclass(frozen=True, slots=True)
+class _Grant:
+    """What policy decided of a Get key request: who shares the keys, which other KMEs serve slaves, and which slaves
+    those are. ``fresh``: see `Demand`."""
+
+    relation: Relation
+    peers: tuple[str, ...]
+    elsewhere: frozenset[str]
+    fresh: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +107,7 @@ class Kme:
         self._clock = clock
         self._new_ids = new_ids
         self._agreement = agreement
+        self._grants: tuple[Known | None, dict[tuple[str, str, KeyRequest], _Grant]] = None, {}
 
     def admit(self, caller: str) -> None:
         """Raises `NotEntitled` unless ``caller`` is registered and not revoked (SAE-ID-1, SAE-ID-2)."""
@@ -104,7 +119,7 @@ class Kme:
         policy.check_caller(caller, known.saes, self.kme_id)
         self._fair_use.admit(caller)
         policy.check_distinct(caller, slave)
-        (peer,) = self._peers_of(caller, [slave], known)
+        (peer,) = self._peers_of(caller, [slave], known) or [self.kme_id]
         stored = sum(vein.keys for vein in self._store.blocks.veins(peer, self.limits.key_size))
         if peer != self.kme_id and known.ttl(caller, slave) == math.inf:
             stored += self._store.agreed.count(Relation.of(caller, [slave]), self.limits.key_size)
@@ -115,15 +130,14 @@ class Kme:
         known = self._store.registry.known()
         policy.check_caller(caller, known.saes, self.kme_id)
         self._fair_use.admit(caller)
-        policy.check_distinct(caller, slave)
-        policy.check_request(request, self.limits)
-        policy.check_additional(request, caller, slave, known.saes, self.limits)
-        slaves = (slave, *request.additional_slaves)
-        peer, *further = self._peers_of(caller, slaves, known)
-        elsewhere = frozenset(sae for sae in slaves if known.saes[sae].kme_id != self.kme_id)
+        grant = self._granted(known, caller, slave, request)
+        if request.additional_slaves:
+            policy.check_linked(grant.peers, self._store.links.peers())
+        peer, *further = grant.peers or (self.kme_id,)
         key_ids = self._new_ids(request.number)
-        fresh = any(known.ttl(caller, slave) < math.inf for slave in slaves)
-        demand = Demand(Relation.of(caller, slaves), peer, request.size, key_ids, elsewhere, tuple(further), fresh)
+        demand = Demand(
+            grant.relation, peer, request.size, key_ids, grant.elsewhere, tuple(further), grant.fresh
+        )
         retry = self._retry(again, "enc_keys", slave, request)
         answered = self._answered(retry, caller)
         if answered is not None:
@@ -135,6 +149,27 @@ class Kme:
             return self._answered_meanwhile(retry, caller)
         self._fair_use.spend(demand.relation, request.number)
         return keys
+
+    def _granted(self, known: Known, caller: str, slave: str, request: KeyRequest) -> _Grant:
+        """What policy says of a request: the same as long as the registry stays as it is."""
+        by, grants = self._grants
+        if by is not known or len(grants) >= _GRANTS_MOST:
+            _, grants = self._grants = known, {}
+        asked = caller, slave, request
+        grant = grants.get(asked)
+        if grant is None:
+            grant = grants[asked] = self._grant(known, *asked)
+        return grant
+
+    def _grant(self, known: Known, caller: str, slave: str, request: KeyRequest) -> _Grant:
+        policy.check_distinct(caller, slave)
+        policy.check_request(request, self.limits)
+        policy.check_additional(request, caller, slave, known.saes, self.limits)
+        slaves = (slave, *request.additional_slaves)
+        peers = self._peers_of(caller, slaves, known)
+        elsewhere = frozenset(sae for sae in slaves if known.saes[sae].kme_id != self.kme_id)
+        fresh = any(known.ttl(caller, slave) < math.inf for slave in slaves)
+        return _Grant(Relation.of(caller, slaves), tuple(peers), elsewhere, fresh)
 
     def get_key_with_ids(
         self, caller: str, master: str, key_ids: Sequence[UUID], again: Repeatable | None = None
@@ -168,7 +203,7 @@ class Kme:
             return answered
         policy.check_collectable(caller, master, key_ids, held)
         policy.check_age(key_ids, known.ttl(master, caller), self._clock())
-        keys = [held[key_id].key for key_id in key_ids]
+        keys = [held[key_id] for key_id in key_ids]
         try:
             return self._custody.collect(caller, keys, f"sae:{caller}", retry, self.limits.idempotency_seconds)
         except AnsweredAlready:
@@ -231,12 +266,9 @@ class Kme:
         raise TokenUnavailable("several blocks in turn did not open", retry_after=RETRY_UNKNOWN_SECONDS)
 
     def _peers_of(self, master: str, slaves: Sequence[str], known: Known) -> list[str]:
-        """The other KMEs that serve some of ``slaves``, or this one alone; each must be allowed for ``master``."""
+        """The other KMEs that serve some of ``slaves``; each of these must be allowed for ``master``."""
         policy.check_pairs(slaves, known.saes, known.allowed(master, slaves))
-        peers = sorted({known.saes[slave].kme_id for slave in slaves} - {self.kme_id})
-        if len(slaves) > 1:
-            policy.check_linked(peers, self._store.links.peers())
-        return peers or [self.kme_id]
+        return sorted({known.saes[slave].kme_id for slave in slaves} - {self.kme_id})
 
     def _source(self, peer: str) -> Release:
         """Where keys come from: this KME alone, or an agreement with a peer."""

@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Final, NamedTuple, NoReturn
 from uuid import UUID
 
@@ -132,8 +133,7 @@ class Part:
     sealed: bytes = field(repr=False)
 
 
-@dataclass(frozen=True, slots=True)
-class SealedKey:
+class SealedKey(NamedTuple):
     """A key as claimed: its parts joined and cut to ``size`` bits are the key."""
 
     key_id: UUID
@@ -215,11 +215,11 @@ class Retry:
     seconds: int
 
 
-@dataclass(frozen=True, slots=True)
-class HeldKey:
+class HeldKey(NamedTuple):
     """A claimed key as dec_keys sees it. ``collected`` says which of the relation's slaves have it.
 
-    ``collectable``: its master has it, or a peer assigned it and may have given it to its master.
+    ``collectable``: its master has it, or a peer assigned it and may have given it to its master. ``due``: bits of the
+    slaves that this KME serves. ``places``: where the store has it.
     """
 
     key: SealedKey
@@ -227,6 +227,8 @@ class HeldKey:
     state: str
     collected: frozenset[str]
     collectable: bool
+    due: int
+    places: Sequence[tuple[int, int, int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,22 +263,20 @@ class Lineage:
     log_hash: bytes = bytes(32)
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """What is to be written in the audit log with a transition: who did what. The store adds the facts
     that only its transaction knows (blocks, epochs, counts) and the log's clock."""
 
     event: str
     actor: str
-    facts: Mapping[str, object] = field(default_factory=dict)
+    facts: Mapping[str, object] = MappingProxyType({})
 
     def knowing(self, **facts: object) -> Entry:
         """The same entry with more facts."""
         return Entry(self.event, self.actor, {**self.facts, **facts})
 
 
-@dataclass(frozen=True, slots=True)
-class LogRow:
+class LogRow(NamedTuple):
     """One row of the audit log: ``text`` is canonical JSON, ``hash`` chains it to the row before."""
 
     seq: int

@@ -10,8 +10,8 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from hsmkme.burning import quarantine
 from hsmkme.config import EpochsSection
-from hsmkme.epochs import quarantine
 from hsmkme.errors import OperatorFault, StoreError, StoreUnavailable
 from hsmkme.hsm.masters import MasterKeys
 from hsmkme.hsm.rewrapping import Rewrapping
@@ -119,7 +119,8 @@ class Rotation:
             self._store.epochs.rewrapped(result.done, active, self._entry("block.rewrap"))
         if result.bad:
             self._token.prove(epoch)  # raises if it is the device that fails
-            quarantine(self._store, result.bad, self._actor)
+            for seal in result.bad:
+                quarantine(self._store, seal.name, self._actor)
         self._after[epoch] = blocks[-1][0]
         return len(blocks)
 

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable
 from typing import Final
 
-from hsmkme.epochs import quarantine
+from hsmkme.burning import quarantine
 from hsmkme.hsm.crossing import cross
 from hsmkme.hsm.tokens import Tokens
 from hsmkme.model import BlockSeal, Entry, Link
@@ -59,4 +59,5 @@ class Spreading:
             self._store.copies.add(result.done, active, Entry("block.copy", self._actor))
         if result.bad:
             source.prove(old.number)  # raises if it is the device that fails
-            quarantine(self._store, result.bad, self._actor)
+            for seal in result.bad:
+                quarantine(self._store, seal.name, self._actor)

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from functools import partial
 from typing import Final, Protocol, TypeVar
 
 Result = TypeVar("Result")
@@ -37,6 +38,11 @@ class Sharer(Protocol):
 
     def breathe(self) -> None:
         """Let everything go on that can, once."""
+        ...
+
+    @property
+    def moment(self) -> object:
+        """Another one whenever something is begun."""
         ...
 
     def submit(self, act: Callable[[], Result]) -> Future[Result]:
@@ -74,6 +80,12 @@ def new_wait() -> Wait:
     return _ThreadWait() if sharer is None else sharer.new_wait()
 
 
+def moment() -> object:
+    """The same as long as nothing is begun in this thread: what is read meanwhile is new for all that goes on there."""
+    sharer = _threads.sharer
+    return object() if sharer is None else sharer.moment
+
+
 def breathe() -> None:
     """Let others of this thread go on before the caller does."""
     if _threads.sharer is not None:
@@ -87,14 +99,26 @@ def sleep(seconds: float) -> None:
 
 def aside(act: Callable[[], Result]) -> Result:
     """What ``act`` returns or raises, which may take long: others of this thread go on meanwhile."""
+    (result,) = all_aside([act])
+    return result
+
+
+def all_aside(acts: Sequence[Callable[[], Result]]) -> list[Result]:
+    """What each of ``acts`` returns, done at the same time where others of this thread go on meanwhile; raises what the
+    first of them raised, once what was begun has ended."""
     sharer = _threads.sharer
     if sharer is None:
-        return act()
-    wait = sharer.new_wait()
-    outcome = sharer.submit(act)
-    outcome.add_done_callback(lambda _: wait.end())
-    wait.wait()
-    return outcome.result()
+        return [act() for act in acts]
+    outcomes = [sharer.submit(act) for act in acts]
+    for outcome in outcomes:
+        wait = sharer.new_wait()
+        outcome.add_done_callback(partial(_end, wait))
+        wait.wait()
+    return [outcome.result() for outcome in outcomes]
+
+
+def _end(wait: Wait, _: object) -> None:
+    wait.end()
 
 
 class Places:

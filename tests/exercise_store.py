@@ -44,7 +44,8 @@ from hsmkme.model import (
     segment_bytes,
 )
 from hsmkme.states import BlockState, EpochState
-from hsmkme.store import Outcome, Store
+from hsmkme.store import Collection, Outcome, Store
+from tests.blocks import claim, collect
 
 LINKS: Final = (Link("local", "kme-1"), Link("second", "kme-1"), Link("far", "kme-2"))
 TABLES: Final = (
@@ -85,13 +86,13 @@ class Subject:
         self, number: int = 1, size: int = 256, *, peer: str = "kme-1", slaves: Sequence[str] = ("bob",)
     ) -> list[SealedKey]:
         demand = demand_for(number, size, peer, slaves)
-        keys: list[SealedKey] = self.counted(lambda: self.store.blocks.claim(demand, ENTRY))
+        keys: list[SealedKey] = self.counted(lambda: claim(self.store, demand, ENTRY))
         assert [key.key_id for key in keys] == list(demand.key_ids)
         return keys
 
     def collect(self, slave: str, keys: Iterable[SealedKey]) -> None:
         ids = [key.key_id for key in keys]
-        self.counted(lambda: self.store.keys.collect(slave, ids, ENTRY))
+        self.counted(lambda: collect(self.store, slave, ids, ENTRY))
 
     def void(self, keys: Iterable[SealedKey]) -> list[UUID]:
         ids = [key.key_id for key in keys]
@@ -431,10 +432,10 @@ def keys_to_one_peer_do_not_serve_another(subject: Subject) -> None:
 def a_key_id_is_given_once(subject: Subject) -> None:
     subject.fill(4)
     demand = demand_for(2, 256)
-    subject.store.blocks.claim(demand, ENTRY)
+    claim(subject.store, demand, ENTRY)
     before = subject.everything()
     with pytest.raises(StoreError):
-        subject.counted(lambda: subject.store.blocks.claim(demand, ENTRY))
+        subject.counted(lambda: claim(subject.store, demand, ENTRY))
     assert subject.everything() == before
 
 
@@ -444,7 +445,7 @@ def a_failing_claim_leaves_nothing(subject: Subject) -> None:
     before = subject.everything()
     with pytest.raises(TypeError):
         subject.counted(
-            lambda: subject.store.blocks.claim(demand_for(2, 256), Entry("test", "tester", {"fact": object()}))
+            lambda: claim(subject.store, demand_for(2, 256), Entry("test", "tester", {"fact": object()}))
         )
     assert subject.everything() == before
 
@@ -554,8 +555,10 @@ def collecting_is_all_or_none(subject: Subject) -> None:
     for wanted in (keys, [keys[0], keys[0]]):
         with pytest.raises(KeyNotHeld):
             subject.collect("bob", wanted)
+    known, held = subject.held(keys[0]), subject.held(keys[1])
+    stranger = held._replace(key=held.key._replace(key_id=uuid4()))
     with pytest.raises(KeyNotHeld):
-        subject.counted(lambda: subject.store.keys.collect("bob", [keys[0].key_id, uuid4()], ENTRY))
+        subject.counted(lambda: subject.store.keys.collect([Collection("bob", [known, stranger], ENTRY)]))
     assert subject.everything() == before
     subject.collect("bob", [keys[0], keys[1], keys[3]])
 
@@ -707,7 +710,7 @@ def retry(key: str = "once", request: bytes = b"request", client: str = "client"
 
 def answered_claim(subject: Subject, number: int = 1, **one: Any) -> list[UUID]:
     demand = demand_for(number, 256)
-    subject.counted(lambda: subject.store.blocks.claim(demand, ENTRY, retry(**one)))
+    subject.counted(lambda: claim(subject.store, demand, ENTRY, retry(**one)))
     return list(demand.key_ids)
 
 
@@ -732,7 +735,7 @@ def a_request_that_was_answered_already_takes_nothing(subject: Subject) -> None:
     with pytest.raises(AnsweredAlready):
         answered_claim(subject)
     with pytest.raises(AnsweredAlready):
-        subject.counted(lambda: subject.store.keys.collect("bob", key_ids, ENTRY, retry(request=b"other")))
+        subject.counted(lambda: collect(subject.store, "bob", key_ids, ENTRY, retry(request=b"other")))
     assert subject.everything() == before
     assert answered_claim(subject, key="twice")
 
@@ -765,7 +768,7 @@ def a_consumed_key_can_be_kept_a_while(subject: Subject) -> None:
         return int(subject.counted(lambda: subject.store.keys.erase_due(ENTRY)))
 
     for key in keys:
-        subject.counted(lambda key=key: subject.store.keys.collect("bob", [key.key_id], ENTRY, None, 60))
+        subject.counted(lambda key=key: collect(subject.store, "bob", [key.key_id], ENTRY, None, 60))
         subject.clock.now += 10
     assert [subject.held(key).state for key in keys] == ["consumed"] * 2
     assert [subject.held(key).key for key in keys] == keys
@@ -784,7 +787,7 @@ def a_consumed_key_can_be_kept_a_while(subject: Subject) -> None:
 def a_kept_key_of_a_frozen_block_is_not_given_again(subject: Subject) -> None:
     block = subject.fill(2)
     (key,) = subject.claim(1)
-    subject.store.keys.collect("bob", [key.key_id], ENTRY, None, 60)
+    collect(subject.store, "bob", [key.key_id], ENTRY, None, 60)
     subject.freeze(block)
     assert subject.held(key).state == "frozen"
 

@@ -97,7 +97,7 @@ class Kme:
 
     def collect(self, keys: Sequence[OpenKey]) -> list[OpenKey]:
         held = self.custody.held([key.key_id for key in keys])
-        return self.custody.collect("sae-2", [held[key.key_id].key for key in keys], "sae:sae-2")
+        return self.custody.collect("sae-2", [held[key.key_id] for key in keys], "sae:sae-2")
 
     def wraps(self, name: str) -> dict[str, bytes]:
         """The wrapped keys of a block, by the token that has the master key."""

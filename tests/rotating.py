@@ -43,7 +43,7 @@ class Kme:
 
     def collect(self, keys: list[OpenKey], slave: str = "sae-2") -> list[OpenKey]:
         held = self.custody.held([key.key_id for key in keys])
-        return self.custody.collect(slave, [held[key.key_id].key for key in keys], f"sae:{slave}")
+        return self.custody.collect(slave, [held[key.key_id] for key in keys], f"sae:{slave}")
 
     def are_of(self, keys: list[OpenKey], *blocks: str) -> bool:
         """Whether these are all the keys of the blocks, in order."""

@@ -31,6 +31,7 @@ from hsmkme.model import BlockName, Demand, Entry, KeyMaterial, RawBlock, Relati
 from hsmkme.states import BlockState
 from hsmkme.store import Store, migrate
 from hsmkme.upkeep import Upkeep
+from tests.blocks import claim
 from tests.conftest import PIN, FakeClock
 from tests.exercise_store import demand_for, make_block
 from tests.processes import Done, script
@@ -69,9 +70,9 @@ def _operate(site: Site) -> None:
     with pytest.raises(BlockConflict):
         custody.deposit([RawBlock(raw.name, 256, KeyMaterial(bytes(32)))], BlockState.READY, 1000, "device")
     relation = Relation.of(ODD_SAES[0], ODD_SAES[1:3])
-    keys = store.blocks.claim(Demand(relation, "kme-1", 256, demand_for(3, 256).key_ids), Entry("key.deliver", "sae"))
+    keys = claim(store, Demand(relation, "kme-1", 256, demand_for(3, 256).key_ids), Entry("key.deliver", "sae"))
     for slave in relation.slaves:
-        custody.collect(slave, keys[:1], f"sae:{slave}")
+        custody.collect(slave, [*store.keys.held([keys[0].key_id]).values()], f"sae:{slave}")
     assert custody.logbook.seal()
     store.keys.void([keys[1].key_id], Entry("key.void", "kme"))
     store.keys.expire(int(clock()) + 1, Entry("key.expire", "upkeep"))

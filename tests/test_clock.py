@@ -15,7 +15,7 @@ import pytest
 from hsmkme.errors import ClockSetBack
 from hsmkme.hsm import Token, TokenAddress
 from hsmkme.model import Demand, Entry
-from hsmkme.store import Steady, Store
+from hsmkme.store import Claim, Steady, Store
 from hsmkme.store.timekeeping import AWAY_SECONDS, TOLERANCE_SECONDS
 from hsmkme.upkeep import Upkeep
 from tests.conftest import PIN, FakeClock
@@ -107,9 +107,9 @@ def test_nothing_is_agreed_on_or_drawn_by_a_clock_that_was_set_back(store: Store
         agreed(store)
     demand = _demand()
     with pytest.raises(ClockSetBack):
-        store.agreed.deliver(demand, BY)
+        store.agreed.deliver(lambda: [Claim(demand, BY, None)])
     machine.is_set(HOUR)
-    assert store.agreed.deliver(demand, BY) is not None
+    assert store.agreed.deliver(lambda: [Claim(demand, BY, None)]) != [None]
 
 
 def _demand() -> Demand:

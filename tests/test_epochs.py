@@ -98,8 +98,8 @@ def test_keys_that_were_read_before_their_block_moved_still_open(kme: Kme) -> No
     held = kme.custody.held([key.key_id for key in claimed])
     kme.token.forget()  # no block key is unwrapped
     kme.turn_over()
-    stale = [held[key.key_id].key for key in claimed]
-    assert stale[0].parts[0].block.epoch == 1
+    stale = [held[key.key_id] for key in claimed]
+    assert stale[0].key.parts[0].block.epoch == 1
     assert same(kme.custody.collect("sae-2", stale, "sae:sae-2"), claimed)
     assert kme.rows("alarm") == []
 

@@ -20,10 +20,11 @@ LAYERS: Mapping[int, frozenset[str]] = {
     5: frozenset({"api", "drivers", "peers", "ceremony"}),
     4: frozenset({"kme", "agreement", "peering", "liaison", "relay", "intake", "upkeep", "revocation", "receipts"})
     | {"approvals"},
-    3: frozenset({"custody", "officers", "epochs", "rotation", "spreading", "logbook", "restoring"}),
+    3: frozenset({"custody", "admission", "burning", "officers", "epochs", "rotation", "spreading", "logbook"})
+    | {"restoring"},
     2: frozenset({"hsm", "store", "audit"}),
     1: frozenset({"config", "values", "fitting", "policy", "fairuse", "identifiers", "messages", "secrecy"}),
-    0: frozenset({"errors", "states", "words", "model", "sshsig", "waiting", "__init__"}),
+    0: frozenset({"errors", "states", "words", "model", "sshsig", "waiting", "batches", "__init__"}),
 }
 LAYER_OF = {unit: layer for layer, units in LAYERS.items() for unit in units}
 STRANGERS = (5, 2)
@@ -150,7 +151,7 @@ def test_libraries_are_used_where_they_belong(path: Path) -> None:
 def test_only_custody_and_the_root_hold_both_token_and_store(path: Path) -> None:
     """The working modules are custody and what changes master keys under it; above, what puts the parts together."""
     if {"hsm", "store"} <= units_imported(path):
-        working = {"custody", "epochs", "rotation", "spreading", "logbook", "restoring"}
+        working = {"custody", "admission", "epochs", "rotation", "spreading", "logbook", "restoring"}
         assert name_of(path) in working | COMPOSING
 
 

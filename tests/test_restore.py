@@ -95,7 +95,7 @@ def test_a_restored_store_whose_saes_are_all_here_gives_no_key_twice(
     assert '"keys_void":7' in alarms(store)[0]
     with pytest.raises(PoolShort):
         fetch(custody, clock, 1)
-    (again,) = custody.collect("sae-2", [custody.held([early.key_id])[early.key_id].key], "sae:sae-2")
+    (again,) = custody.collect("sae-2", [custody.held([early.key_id])[early.key_id]], "sae:sae-2")
     assert again.material.reveal() == early.material.reveal(), "what was claimed before the copy is still collected"
     assert custody.held([key.key_id for key in late]) == {}
     deposit(custody, "two")

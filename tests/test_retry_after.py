@@ -10,6 +10,7 @@ from hsmkme.errors import PoolShort
 from hsmkme.model import BlockName, BlockSeal, Demand, Entry, Relation, SealedBlock, segment_bytes
 from hsmkme.states import BlockState
 from hsmkme.store import Store
+from tests.blocks import claim
 from tests.conftest import FakeClock
 
 
@@ -28,7 +29,7 @@ def test_the_rate_is_that_of_keys_of_the_size_asked_for(
         clock.now += 4
     demand = Demand(Relation.of("alice", ["bob"]), "kme-1", size, tuple(uuid4() for _ in range(100)))
     with pytest.raises(PoolShort) as short:
-        store.blocks.claim(demand, Entry("key.deliver", "test"))
+        claim(store, demand, Entry("key.deliver", "test"))
     assert short.value.per_second == per_second
 
 
@@ -36,5 +37,5 @@ def test_nothing_is_said_of_a_link_that_received_one_block(store: Store) -> None
     deposit(store, 1, keys=4)
     demand = Demand(Relation.of("alice", ["bob"]), "kme-1", 256, tuple(uuid4() for _ in range(5)))
     with pytest.raises(PoolShort) as short:
-        store.blocks.claim(demand, Entry("key.deliver", "test"))
+        claim(store, demand, Entry("key.deliver", "test"))
     assert short.value.per_second == 0.0

@@ -57,7 +57,7 @@ def test_nothing_of_a_revoked_block_is_claimed_or_collected(kme: Kme, revocation
     assert (outcome.blocks, ready(kme)) == (1, KEYS)
     assert kme.are_of(kme.fetch(KEYS), "good")
     with pytest.raises(KeyNotHeld):
-        kme.custody.collect("sae-2", [held[claimed[0].key_id].key], "sae:sae-2")
+        kme.custody.collect("sae-2", [held[claimed[0].key_id]], "sae:sae-2")
     assert {key.state for key in kme.custody.held([key.key_id for key in claimed]).values()} == {"void"}
 
 
@@ -127,7 +127,7 @@ def test_the_duties_of_upkeep_go_on_after_a_revocation(kme: Kme, revocation: Rev
     kme.deposit("bad")
     collected, _ = kme.fetch(1), kme.fetch(1)
     held = kme.custody.held([collected[0].key_id])
-    kme.custody.collect("sae-2", [held[collected[0].key_id].key], "sae:sae-2", keep_seconds=60)
+    kme.custody.collect("sae-2", [held[collected[0].key_id]], "sae:sae-2", keep_seconds=60)
     revocation.blocks(Scope(block_id="bad"))
     kme.clock.now += 2 * 86400
     upkeep = Upkeep(kme.site.settings, kme.custody, kme.store, kme.clock, kme.token.anchor().drop)

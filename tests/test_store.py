@@ -16,7 +16,7 @@ from hsmkme.audit import AuditChain
 from hsmkme.errors import AuditBroken, StoreError, StoreSchema, StoreUnavailable
 from hsmkme.model import Entry, segment_bytes
 from hsmkme.states import BlockState
-from hsmkme.store import Store, migrate, schema
+from hsmkme.store import Claim, Store, migrate, schema
 from hsmkme.store.database import Database, connect
 from tests.conftest import FakeClock
 from tests.exercise_store import ENTRY, EXERCISES, LINKS, NO_LIMIT, Subject, demand_for, exercise_store, make_block
@@ -447,7 +447,7 @@ def test_counting_and_claiming_cost_the_same_whatever_the_size_of_the_pool(subje
         return next(count)
 
     def measured() -> tuple[int, int]:
-        claim = partial(subject.store.blocks.claim, demand_for(1, 256), ENTRY)
+        claim = partial(subject.store.blocks.claim, lambda: [Claim(demand_for(1, 256), ENTRY, None)])
         return steps(lambda: subject.store.blocks.veins("kme-1", 256)), steps(claim)
 
     subject.fill(2)

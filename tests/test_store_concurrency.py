@@ -20,6 +20,7 @@ from hsmkme.errors import KeyNotHeld, PoolShort
 from hsmkme.model import SealedKey
 from hsmkme.states import BlockState
 from hsmkme.store import Store
+from tests.blocks import claim, collect
 from tests.exercise_store import ENTRY, NO_LIMIT, Subject, demand_for, make_block, places
 from tests.processes import processes
 from tests.test_store import open_subject
@@ -59,7 +60,7 @@ def claim_until_dry(store: Store) -> tuple[list[tuple[UUID, tuple[str, int]]], f
     while True:
         started = time.monotonic()
         try:
-            (key,) = store.blocks.claim(demand_for(1, 256), ENTRY)
+            (key,) = claim(store, demand_for(1, 256), ENTRY)
         except PoolShort:
             return got, longest
         longest = max(longest, time.monotonic() - started)
@@ -71,7 +72,7 @@ def collect_all(store: Store, key_ids: list[UUID]) -> tuple[list[UUID], float]:
     mine = []
     for key_id in key_ids:
         try:
-            store.keys.collect("bob", [key_id], ENTRY)
+            collect(store, "bob", [key_id], ENTRY)
         except KeyNotHeld:
             continue
         mine.append(key_id)
@@ -164,7 +165,7 @@ def write_for_ever(path: Path, seed: int, acknowledged: Connection) -> None:
             told = [block.seal.name.block_id]
         elif what == "claim":
             try:
-                keys = store.blocks.claim(demand_for(chance.randint(1, 4), chance.choice((256, 512))), ENTRY)
+                keys = claim(store, demand_for(chance.randint(1, 4), chance.choice((256, 512))), ENTRY)
             except PoolShort:
                 continue
             held += keys

@@ -32,7 +32,8 @@ from hsmkme.identifiers import KeyIds
 from hsmkme.messages.bodies import Announce, Assign, BlockTag, Hello, Place, Standing
 from hsmkme.model import Clock, Demand, Entry, Relation
 from hsmkme.states import BlockState
-from hsmkme.store import Receipt, Store, database, migrate
+from hsmkme.store import Claim, Receipt, Store, database, migrate
+from tests.blocks import claim, collect
 from tests.exercise_store import LINKS, make_block
 from tests.filler import fill
 
@@ -98,15 +99,15 @@ class Bench:
 
     def claim(self, number: int = 1) -> list[UUID]:
         demand = Demand(HERE, "kme-1", 256, self.new_ids(number))
-        return [key.key_id for key in self.store.blocks.claim(demand, ENTRY)]
+        return [key.key_id for key in claim(self.store, demand, ENTRY)]
 
     def collect(self, key_ids: list[UUID]) -> None:
         self.store.keys.held(key_ids)
-        self.store.keys.collect("bob", key_ids, ENTRY)
+        collect(self.store, "bob", key_ids, ENTRY)
 
     def refused(self) -> None:
         try:
-            self.store.blocks.claim(Demand(HERE, "kme-1", 1 << 40, self.new_ids(1)), ENTRY)
+            claim(self.store, Demand(HERE, "kme-1", 1 << 40, self.new_ids(1)), ENTRY)
         except PoolShort:
             return
 
@@ -165,7 +166,8 @@ class Bench:
         self.store.agreed.settle(offer, demand, ENTRY)
 
     def draw(self) -> None:
-        self.store.agreed.deliver(Demand(THERE, "kme-2", 256, self.new_ids(1), frozenset({"carol"})), ENTRY)
+        demand = Demand(THERE, "kme-2", 256, self.new_ids(1), frozenset({"carol"}))
+        self.store.agreed.deliver(lambda: [Claim(demand, ENTRY, None)])
 
     def announced(self) -> None:
         block = BlockTag(block_id="never seen", count=1, bits=256, tag="0" * 32)

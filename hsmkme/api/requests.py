@@ -6,7 +6,7 @@ import json
 import logging
 import re
 from collections.abc import Collection, Iterable, Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 from urllib.parse import parse_qsl, unquote_to_bytes
@@ -49,6 +49,7 @@ def path_of(environ: WSGIEnvironment) -> str:
     return raw.partition("?")[0]
 
 
+@lru_cache(maxsize=1024)
 def target_of(path: str) -> tuple[str, str] | None:
     """The SAE id and the method that a path under `PREFIX` names, or None if it is none of the three methods."""
     segments = path.removeprefix(PREFIX).split("/")
@@ -57,7 +58,6 @@ def target_of(path: str) -> tuple[str, str] | None:
     return _unquoted(segments[0]), segments[1]
 
 
-@lru_cache(maxsize=256)
 def _unquoted(segment: str) -> str:
     try:
         if _BAD_ESCAPE.search(segment):
@@ -92,14 +92,20 @@ class Reading:
         self._limits = limits
         self._body_most = body_most
         self._number_rule, self._size_rule = number_rule(limits), size_rule(limits)
+        self._in_query = lru_cache(maxsize=256)(partial(self._asked, body={}))
         self._lock = Lock()
         self.unknown = 0
         """How many unknown members this process has ignored."""
 
     def key_request(self, environ: WSGIEnvironment) -> KeyRequest:
         """The Key request of a GET or POST on enc_keys (§6.2); raises `BadRequest`."""
-        query: dict[str, Any] = {name: _number(text) for name, text in _query(environ, ("number", "size")).items()}
+        query = environ.get("QUERY_STRING") or ""
         body = self._body(environ, _KEY_REQUEST)
+        return self._asked(query, body) if body else self._in_query(query)
+
+    def _asked(self, text: str, body: Mapping[str, Any]) -> KeyRequest:
+        """The Key request of a query as it was sent and the members of a body."""
+        query: dict[str, Any] = {name: _number(value) for name, value in _query(text, ("number", "size")).items()}
         for name, value in query.items():
             if name in body and body[name] != value:
                 raise BadRequest(f"the query and the body give different values for {name}", rule="REQ-QUERY-2")
@@ -113,7 +119,7 @@ class Reading:
 
     def key_ids(self, environ: WSGIEnvironment) -> list[UUID]:
         """The key_IDs of a GET or POST on dec_keys (§6.4), at least one; raises `BadRequest`."""
-        in_query = [_uuid(text) for text in _query(environ, ("key_ID",)).values()]
+        in_query = [_uuid(text) for text in _query(environ.get("QUERY_STRING") or "", ("key_ID",)).values()]
         body = self._body(environ, _KEY_IDS)
         _objects_if_any(body, "key_IDs_extension")
         if "key_IDs" not in body:
@@ -156,14 +162,13 @@ class Reading:
             log.info("ignored %d unknown members, %d since the start", unknown, self.unknown)
 
 
-def _query(environ: WSGIEnvironment, names: Iterable[str]) -> dict[str, str]:
+def _query(query: str, names: Iterable[str]) -> dict[str, str]:
     """The known query parameters; one given twice is refused, unknown ones are ignored."""
     found: dict[str, str] = {}
-    query = environ.get("QUERY_STRING")
     if not query:
         return found
     try:
-        pairs = parse_qsl(query, keep_blank_values=True, errors="strict")
+        pairs = _pairs(query)
     except (ValueError, UnicodeError):
         raise BadRequest("the query cannot be decoded", rule="REQ-QUERY-3") from None
     for name, value in pairs:
@@ -173,6 +178,13 @@ def _query(environ: WSGIEnvironment, names: Iterable[str]) -> dict[str, str]:
             raise BadRequest(f"{name} is given twice", rule="REQ-QUERY-1")
         found[name] = value
     return found
+
+
+def _pairs(query: str) -> list[tuple[str, str]]:
+    """Names and values. Where nothing is escaped, which is nearly always, nothing is to be undone."""
+    if "%" in query or "+" in query:
+        return parse_qsl(query, keep_blank_values=True, errors="strict")
+    return [(name, value) for name, _, value in [one.partition("=") for one in query.split("&") if one]]
 
 
 def _data(environ: WSGIEnvironment, most: int | None) -> bytes:

@@ -8,7 +8,8 @@ a person is not tried again by this process.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Final, TypeVar
 
 import pkcs11
@@ -19,8 +20,9 @@ from hsmkme.hsm.breaker import Breaker
 from hsmkme.hsm.cryptoki import Cryptoki, CryptokiError
 from hsmkme.hsm.faults import fault_of, outward
 from hsmkme.hsm.session import Lane, Sessions
-from hsmkme.waiting import aside
+from hsmkme.waiting import all_aside, aside
 
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 QUEUE_MOST: Final = 128
@@ -63,6 +65,15 @@ class Runner:
         if self._sessions.serial:
             return self._queued(doing, verb)
         return aside(lambda: self._queued(doing, verb))
+
+    def run_each(self, doing: str, verb: Callable[[Lane, Item], Result], items: Sequence[Item]) -> list[Result]:
+        """Run ``verb`` for each of ``items``: one after the other, or in all lanes at the same time."""
+        if self._sessions.serial:
+            return self._queued(doing, partial(_each, verb, items))
+        size = max(-(-len(items) // self._sessions.address.profile.max_sessions), 1)
+        parts = [items[at : at + size] for at in range(0, len(items), size)]
+        done = all_aside([partial(self._queued, doing, partial(_each, verb, part)) for part in parts])
+        return [result for part in done for result in part]
 
     def _queued(self, doing: str, verb: Callable[[Lane], Result]) -> Result:
         if self._stopped is not None:
@@ -125,6 +136,10 @@ class Runner:
         except OperatorFault as fault:
             self._stopped = str(fault)  # a login is never tried twice with a PIN the token refused
             raise
+
+
+def _each(verb: Callable[[Lane, Item], Result], items: Sequence[Item], lane: Lane) -> list[Result]:
+    return [verb(lane, item) for item in items]
 
 
 class _HandlesLostError(Exception):

@@ -86,7 +86,7 @@ class Token:
 
         Raises `RecordFault` for the first that does not open; none is returned then.
         """
-        return self._runner.run("opening keys", lambda lane: [self._open(lane, key) for key in keys])
+        return self._runner.run_each("opening keys", self._open, keys)
 
     def seal_carried(self, block: RawBlock, epoch: int) -> SealedBlock:
         """Seal keys that came over other KMEs: as `seal`, but that the digest covers the name and no device repeats."""

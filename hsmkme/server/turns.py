@@ -56,6 +56,7 @@ class Turns:
         self.wake: Final = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._thread = threading.get_ident()
         self._loop = getcurrent()
+        self.moment = object()
         self._new: deque[Callable[[], None]] = deque()
         self._idle: list[greenlet] = []
         self._over: deque[_Wait] = deque()
@@ -68,6 +69,7 @@ class Turns:
 
     def begin(self, act: Callable[[], None]) -> None:
         """Do ``act`` in a greenlet, at the next `run`."""
+        self.moment = object()
         self._new.append(act)
 
     def seconds_left(self, most: float) -> float:

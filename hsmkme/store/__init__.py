@@ -11,7 +11,7 @@ from hsmkme.store.ageing import Ageing
 from hsmkme.store.agreed import Agreed, NewIds, Offer
 from hsmkme.store.answers import Answer, Answers
 from hsmkme.store.approving import Approval, Approving
-from hsmkme.store.blocks import Blocks, Outcome
+from hsmkme.store.blocks import Blocks, Claim, Outcome
 from hsmkme.store.carried import Carried, carried_name
 from hsmkme.store.ceremonies import Ceremonies
 from hsmkme.store.copies import Copies
@@ -19,7 +19,7 @@ from hsmkme.store.database import Chain, Database, connect, spoken
 from hsmkme.store.epochs import Epoch, Epochs
 from hsmkme.store.examining import Examining
 from hsmkme.store.inbox import Inbox, Receipt
-from hsmkme.store.keys import Keys
+from hsmkme.store.keys import Collection, Keys
 from hsmkme.store.lineage import Lineages
 from hsmkme.store.links import Links, LinkState
 from hsmkme.store.log import Log, Span
@@ -45,7 +45,9 @@ __all__ = [
     "Carried",
     "Ceremonies",
     "Chain",
+    "Claim",
     "ClockState",
+    "Collection",
     "Copies",
     "Draft",
     "Epoch",

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final, NamedTuple
+from typing import Final
 from uuid import UUID
 
 from hsmkme.errors import KeyNotHeld, PoolShort
@@ -19,7 +19,7 @@ from hsmkme.model import Demand, Entry, Relation, Retry, SealedKey
 from hsmkme.states import KeyState
 from hsmkme.store.ahead import DEPTH_MOST, depth, give_none, is_agreeing, thirsty
 from hsmkme.store.answers import remember
-from hsmkme.store.batches import Batches
+from hsmkme.store.blocks import Claim
 from hsmkme.store.claims import assign_of, claimed, sealed, vein_to
 from hsmkme.store.copies import IN_REACH, packed
 from hsmkme.store.database import Database, Transaction
@@ -61,18 +61,11 @@ class Offer:
         return [*(key.key_id for key in self.wanted), *self.ahead]
 
 
-class _Draw(NamedTuple):
-    demand: Demand
-    entry: Entry
-    retry: Retry | None
-
-
 class Agreed:
     """Keys of links to peers that are assigned by this end."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._draws = Batches(self._deliver)
 
     def count(self, relation: Relation, size: int) -> int:
         """How many keys are agreed for a relation and can be drawn now."""
@@ -86,15 +79,12 @@ class Agreed:
             ).fetchone()
         return int(count)
 
-    def deliver(self, demand: Demand, entry: Entry, retry: Retry | None = None) -> list[SealedKey] | None:
-        """Deliver keys that were agreed before; None, and nothing is changed, when they are not enough.
+    def deliver(self, draws_now: Callable[[], Sequence[Claim]]) -> list[list[SealedKey] | None]:
+        """Deliver keys that were agreed before; None, and nothing is changed, for whom they are not enough.
 
-        Writes, in one commit: the keys' rows, the answer if there may be a ``retry``, audit row. After it the keys
-        count as delivered, whatever happens to the caller.
+        Who draws is asked for once nobody else writes. Writes, in one commit: the keys' rows, the answers to requests
+        that may be repeated, audit rows. After it the keys count as delivered, whatever happens to the caller.
         """
-        return self._draws.do(_Draw(demand, entry, retry))
-
-    def _deliver(self, draws_now: Callable[[], Sequence[_Draw]]) -> list[list[SealedKey] | None]:
         with self._database.write() as transaction:
             draws = draws_now()
             drawn = _drawn(transaction, [draw.demand for draw in draws])
@@ -120,8 +110,8 @@ class Agreed:
         with self._database.write() as transaction:
             require_time(transaction)
             vein = vein_to(transaction, demand)
-            most = min(vein.keys, KEYS_MOST) - wanted
-            ahead = new_ids(min(depth(transaction, demand), most))
+            spare = min((vein.keys - wanted) // 2, KEYS_MOST - wanted)  # half stays for other relations
+            ahead = new_ids(min(depth(transaction, demand), spare))
             key_ids = (*demand.key_ids, *ahead)
             if not key_ids:
                 raise PoolShort(0, 0.0)
@@ -156,7 +146,7 @@ class Agreed:
             )
             keys = list(offer.wanted)
             if keys:
-                _delivered(transaction, [(_Draw(demand, entry, retry), keys)])
+                _delivered(transaction, [(Claim(demand, entry, retry), keys)])
             else:
                 transaction.append(entry.knowing(link=offer.draft.link_id, txid=str(offer.draft.txid)))
             return keys
@@ -239,7 +229,7 @@ def _sealed(transaction: Transaction, rows: Sequence[KeyRow]) -> list[SealedKey]
     return [SealedKey(row.key_id, row.size, parts_of(row, runs)) for row in rows]
 
 
-def _delivered(transaction: Transaction, delivered: Sequence[tuple[_Draw, Sequence[SealedKey]]]) -> None:
+def _delivered(transaction: Transaction, delivered: Sequence[tuple[Claim, Sequence[SealedKey]]]) -> None:
     key_ids = [key.key_id for _, keys in delivered for key in keys]
     statement = "UPDATE key SET state = 'delivered', claimed_at = ? WHERE state = 'assigned'"
     if update_rows(transaction, statement, key_ids, transaction.now()) != len(key_ids):

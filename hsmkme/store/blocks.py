@@ -21,7 +21,6 @@ from hsmkme.model import (
 )
 from hsmkme.states import BlockState, KeyState
 from hsmkme.store.answers import remember
-from hsmkme.store.batches import Batches
 from hsmkme.store.copies import epochs_of, keep_rest
 from hsmkme.store.database import Database, Transaction
 from hsmkme.store.examining import count_pools
@@ -39,7 +38,9 @@ class Outcome(StrEnum):
     ALREADY = "already"
 
 
-class _Claim(NamedTuple):
+class Claim(NamedTuple):
+    """Keys for a ``demand``, by whom, and what to remember if the request may be repeated."""
+
     demand: Demand
     entry: Entry
     retry: Retry | None
@@ -50,7 +51,6 @@ class Blocks:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._claims = Batches(self._claim)
 
     def deposit(self, blocks: Sequence[SealedBlock], state: BlockState, limit: int, entry: Entry) -> list[Outcome]:
         """Insert blocks in ``state`` unless they are known; idempotent by link, block id and digest.
@@ -72,15 +72,13 @@ class Blocks:
             raise refusal
         return outcomes
 
-    def claim(self, demand: Demand, entry: Entry, retry: Retry | None = None) -> list[SealedKey]:
-        """Take keys for ``demand`` and mark them delivered; all of them or, by `PoolShort`, none.
+    def claim(self, claims_now: Callable[[], Sequence[Claim]]) -> list[list[SealedKey]]:
+        """Take keys for each claim and mark them delivered; all of them or, by `PoolShort`, none.
 
-        Writes, in one commit: cursors of the blocks, a row for each key, the answer if there may be a
-        ``retry``, audit row. After it the keys count as delivered, whatever happens to the caller.
+        The claims are asked for once nobody else writes. Writes, in one commit: cursors of the blocks, a row for each
+        key, the answers to requests that may be repeated, audit rows. After it the keys count as delivered, whatever
+        happens to the caller.
         """
-        return self._claims.do(_Claim(demand, entry, retry))
-
-    def _claim(self, claims_now: Callable[[], Sequence[_Claim]]) -> list[list[SealedKey]]:
         with self._database.write() as transaction:
             clock = require_time(transaction)
             claims = claims_now()

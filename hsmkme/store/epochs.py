@@ -190,7 +190,7 @@ class Epochs:
         seals = {part.block for key in keys for part in key.parts}
         with self._database.read() as connection:
             fresh = {seal: in_reach(connection, seal, away) for seal in seals}
-        return [replace(key, parts=tuple(replace(p, block=fresh[p.block]) for p in key.parts)) for key in keys]
+        return [key._replace(parts=tuple(replace(part, block=fresh[part.block]) for part in key.parts)) for key in keys]
 
     # The end ----------------------------------------------------------------------------------------
 

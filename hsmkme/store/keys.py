@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import sqlite3
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain, compress
 from typing import Final, NamedTuple
 from uuid import UUID
 
+from hsmkme.batches import Batches
 from hsmkme.errors import KeyNotHeld
 from hsmkme.model import Entry, HeldKey, Retry, SealedKey
 from hsmkme.states import KeyState
 from hsmkme.store.answers import remember
-from hsmkme.store.batches import Batches
 from hsmkme.store.database import Database, Transaction
-from hsmkme.store.rows import BARRED, CHUNK, KeyRow, parts_of, rows_of, rows_where, update_rows, void_rows
+from hsmkme.store.rows import (
+    BARRED,
+    CHUNK,
+    KeyRow,
+    change_states,
+    parts_of,
+    rows_of,
+    rows_where,
+    update_rows,
+    void_rows,
+)
 from hsmkme.store.segments import Run, erase, runs_of
 from hsmkme.store.timekeeping import require_time
 
@@ -28,17 +38,21 @@ LIMIT :most)
 """In two halves, each of which has an index: delivered keys are many."""
 
 _COLLECT: Final = (
-    "UPDATE key SET served = served | ?, state = ? WHERE served & ? = 0"
-    " AND (state = 'delivered' OR (state = 'assigned' AND mine = 0))"
+    "UPDATE key SET served = served | ?1, state = iif(served | ?1 = ?2, 'consumed', 'delivered')"
+    " WHERE served & ?1 = 0 AND (state = 'delivered' OR (state = 'assigned' AND mine = 0))"
 )
+"""Marks a slave, by its bit; the key is consumed once all who are due have it. What a row says else never changes."""
 
 
-class _Collection(NamedTuple):
+class Collection(NamedTuple):
+    """Keys that ``slave`` collects. With ``keep_seconds`` those that every slave then has are erased that much later,
+    for requests that are repeated."""
+
     slave: str
-    key_ids: Sequence[UUID]
+    keys: Sequence[HeldKey]
     entry: Entry
-    retry: Retry | None
-    keep_seconds: int
+    retry: Retry | None = None
+    keep_seconds: int = 0
 
 
 class Keys:
@@ -47,7 +61,6 @@ class Keys:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._looks = Batches(self._held)
-        self._collections = Batches(self._collect)
 
     def held(self, key_ids: Sequence[UUID]) -> dict[UUID, HeldKey]:
         """Those of ``key_ids`` that exist, with their sealed parts while they have any. Reads only."""
@@ -62,33 +75,22 @@ class Keys:
         held = {row.key_id: _held(row, runs if is_live else {}) for row, is_live in zip(rows, live, strict=True)}
         return [{key_id: held[key_id] for key_id in key_ids if key_id in held} for key_ids in looks]
 
-    def collect(
-        self, slave: str, key_ids: Sequence[UUID], entry: Entry, retry: Retry | None = None, keep_seconds: int = 0
-    ) -> None:
-        """Mark keys collected by ``slave``; those that every slave now has are consumed, and erased.
+    def collect(self, collections: Sequence[Collection]) -> None:
+        """Mark keys collected; those that every slave now has are consumed, and erased.
 
-        With ``keep_seconds`` they are erased that much later, for requests that are repeated. Writes, in one
-        commit: the keys' rows, zeros over consumed segments, the answer if there may be a ``retry``, audit
-        row. All or none: raises `KeyNotHeld` if any was collected by this slave, or ended, or its block
-        frozen, since it was looked up, or is not for this slave.
+        Writes, in one commit: the keys' rows, zeros over consumed segments, the answers to requests that may be
+        repeated, audit rows. All or none: raises `KeyNotHeld` if any was collected by its slave, or ended, or its
+        block frozen, since it was looked up, or is not for its slave.
         """
-        self._collections.do(_Collection(slave, key_ids, entry, retry, keep_seconds))
-
-    def _collect(self, collections_now: Callable[[], Sequence[_Collection]]) -> list[None]:
         with self._database.write() as transaction:
             require_time(transaction)
-            collections = collections_now()
-            key_ids = [key_id for each in collections for key_id in each.key_ids]
-            rows = {row.key_id: row for row in rows_of(transaction.connection, key_ids)}
-            if len(rows) != len(key_ids):
-                raise KeyNotHeld("a key is not there, or is asked for twice at the same time")
-            _refuse_barred(transaction, rows.values())
-            consumed = _mark_collected(transaction, collections, rows)
+            _refuse_barred(transaction, collections)
+            consumed = _mark_collected(transaction, collections)
+            _end(transaction, collections, consumed)
             for each in collections:
                 if each.retry is not None:
-                    remember(transaction, each.retry, each.key_ids)
+                    remember(transaction, each.retry, [one.key.key_id for one in each.keys])
             transaction.append_all([_collected_entry(each, consumed) for each in collections])
-            return [None] * len(collections)
 
     def repeat(self, key_ids: Sequence[UUID], entry: Entry) -> None:
         """Note that keys are handed out once more to who had them. No key changes its state. Writes: audit row."""
@@ -205,59 +207,59 @@ def _held(row: KeyRow, runs: dict[int, Run]) -> HeldKey:
     state = next((run.state for run in mine if run.state in BARRED), row.state)
     key = SealedKey(row.key_id, row.size, parts_of(row, runs) if runs else ())
     collected = frozenset([slave for place, slave in enumerate(row.relation.slaves) if row.served >> place & 1])
-    return HeldKey(key, row.relation, state, collected, row.collectable)
+    return HeldKey(key, row.relation, state, collected, row.collectable, row.due, row.places)
 
 
-def _refuse_barred(transaction: Transaction, rows: Iterable[KeyRow]) -> None:
-    for block_pk in {place[0] for row in rows for place in row.places}:
+def _refuse_barred(transaction: Transaction, collections: Iterable[Collection]) -> None:
+    for block_pk in {place[0] for each in collections for key in each.keys for place in key.places}:
         row = transaction.execute("SELECT state FROM block WHERE block_pk = ?", (block_pk,)).fetchone()
         if row is None or row[0] in BARRED:
             raise KeyNotHeld("a key is of a block that is frozen or revoked")
 
 
-def _mark_collected(
-    transaction: Transaction, collections: Sequence[_Collection], rows: Mapping[UUID, KeyRow]
-) -> set[UUID]:
-    """Note who has the keys now; erase those that all have whom they are for, now or later, and give those."""
-    moved: dict[tuple[int, KeyState], list[UUID]] = defaultdict(list)
-    consumed: set[UUID] = set()
+def _mark_collected(transaction: Transaction, collections: Iterable[Collection]) -> set[bytes]:
+    """Note who has the keys now; gives those that everybody has now who is due."""
+    marked: dict[tuple[int, int], list[bytes]] = defaultdict(list)
     for each in collections:
-        ended = []
-        for key_id in each.key_ids:
-            bit, state = _collected(rows[key_id], each.slave)
-            moved[bit, state].append(key_id)
-            if state is KeyState.CONSUMED:
-                ended.append(key_id)
-        consumed.update(ended)
+        for one in each.keys:
+            marked[_bits(one, each.slave)].append(one.key.key_id.bytes)
+    states: dict[bytes, str] = {}
+    for bits, key_ids in marked.items():
+        states |= change_states(transaction, _COLLECT, key_ids, *bits)
+    if len(states) != sum(map(len, marked.values())):
+        raise KeyNotHeld("a key was collected or ended a moment ago, or is asked for twice at the same time")
+    return {key_id for key_id, state in states.items() if state == KeyState.CONSUMED}
+
+
+def _bits(held: HeldKey, slave: str) -> tuple[int, int]:
+    """The bit of ``slave`` in the key's relation, and those of all who are due."""
+    slaves = held.relation.slaves
+    if slave not in slaves:
+        raise KeyNotHeld("a key is not for this SAE")
+    bit, everyone = 1 << slaves.index(slave), (1 << len(slaves)) - 1 & held.due
+    if not bit & everyone:
+        raise KeyNotHeld("a key is collected at another KME by this SAE")
+    return bit, everyone
+
+
+def _end(transaction: Transaction, collections: Iterable[Collection], consumed: set[bytes]) -> None:
+    """Erase keys that were consumed, now or later."""
+    places, later = [], []
+    for each in collections:
+        ended = [one for one in each.keys if one.key.key_id.bytes in consumed]
         if each.keep_seconds:
             due = transaction.now() + each.keep_seconds
-            transaction.executemany("INSERT INTO erase_later VALUES (?, ?)", [(one.bytes, due) for one in ended])
-    for (bit, state), same in moved.items():
-        if update_rows(transaction, _COLLECT, same, bit, state.value, bit) != len(same):
-            raise KeyNotHeld("a key was collected or ended a moment ago")
-    at_once = [one for each in collections if not each.keep_seconds for one in each.key_ids if one in consumed]
-    erase(transaction, [place for key_id in at_once for place in rows[key_id].places])
-    return consumed
+            later += [(one.key.key_id.bytes, due) for one in ended]
+        else:
+            places += [place for one in ended for place in one.places]
+    erase(transaction, places)
+    transaction.executemany("INSERT INTO erase_later VALUES (?, ?)", later)
 
 
-def _collected_entry(collection: _Collection, consumed: set[UUID]) -> Entry:
+def _collected_entry(collection: Collection, consumed: set[bytes]) -> Entry:
     """What the log says of it; ``consumed`` is true when all of its keys are."""
-    key_ids = collection.key_ids
-    ended = [str(key_id) for key_id in key_ids if key_id in consumed]
+    key_ids = [one.key.key_id for one in collection.keys]
+    ended = [str(key_id) for key_id in key_ids if key_id.bytes in consumed]
     return collection.entry.knowing(
         key_IDs=[str(key_id) for key_id in key_ids], consumed=len(ended) == len(key_ids) or ended
     )
-
-
-def _collected(row: KeyRow, slave: str) -> tuple[int, KeyState]:
-    """The bit of ``slave`` in its relation, and the key's state when it has the key."""
-    slaves = row.relation.slaves
-    if slave not in slaves:
-        raise KeyNotHeld("a key is not for this SAE")
-    bit = 1 << slaves.index(slave)
-    if not row.due & bit:
-        raise KeyNotHeld("a key is collected at another KME by this SAE")
-    everyone = (1 << len(slaves)) - 1 & row.due
-    return bit, KeyState.CONSUMED if row.served | bit == everyone else KeyState.DELIVERED
-
-

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sqlite3
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -12,9 +12,9 @@ import sqlite_utils
 
 from hsmkme.errors import StoreError
 from hsmkme.model import Entry, Link, Sae
-from hsmkme.store.batches import Batches
 from hsmkme.store.database import Database
 from hsmkme.store.links import new_incarnation
+from hsmkme.waiting import moment
 
 _SHORT_LIVED: Final = """
 SELECT relation_id, max(pair.ttl) FROM relation, json_each(slaves) AS one
@@ -48,22 +48,25 @@ class Registry:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._latest = Known(version=0)
-        self._looks: Batches[None, Known] = Batches(self._look)
+        self._looked_at = object()
 
     def known(self) -> Known:
         """The registry as it is now. Read again only when its version is another: what any process changed, a
-        revocation above all, is seen by the next request of every other. Those that ask at once ask together."""
-        return self._looks.do(None)
+        revocation above all, is seen by the next request of every other. Requests that came before one look share it.
+        """
+        now = moment()
+        if now is not self._looked_at:
+            self._look()
+            self._looked_at = now
+        return self._latest
 
-    def _look(self, looks_now: Callable[[], Sequence[None]]) -> list[Known]:
-        asked = len(looks_now())
+    def _look(self) -> None:
         row = self._database.ask("SELECT version FROM registry")
         if row is None:
             raise StoreError("the store does not say which version its registry has: nobody can be admitted")
         if row[0] != self._latest.version:
             with self._database.read() as connection:
                 self._latest = _read(connection)
-        return [self._latest] * asked
 
     def add_sae(self, sae_id: str, kme_id: str, entry: Entry) -> bool:
         """Register an SAE; False if it is already registered so. Raises `StoreError` if at another KME."""

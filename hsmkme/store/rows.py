@@ -110,6 +110,17 @@ def update_rows(transaction: Transaction, statement: str, key_ids: Sequence[UUID
     )
 
 
+def change_states(
+    transaction: Transaction, statement: str, key_ids: Sequence[bytes], *values: object
+) -> dict[bytes, str]:
+    """As `update_rows`; gives the state that each key has now that it changed."""
+    changed: dict[bytes, str] = {}
+    for condition, wanted in _chunks(key_ids):
+        found = transaction.execute(f"{statement} AND {condition} RETURNING key_id, state", (*values, *wanted))
+        changed.update(found.fetchall())
+    return changed
+
+
 def _chunks(key_ids: Sequence[bytes]) -> Iterator[tuple[str, Sequence[bytes]]]:
     """The condition that picks these keys, and its parameters; only question marks are inserted."""
     for start in range(0, len(key_ids), CHUNK):

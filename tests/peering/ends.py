@@ -130,7 +130,7 @@ class Ends:
         """What a slave gets: at kme-3, or at kme-1."""
         end = self.away if SERVED[slave] == "kme-3" else self.home
         held = end.custody.held(key_ids)
-        opened = end.custody.collect(slave, [held[key_id].key for key_id in key_ids], f"sae:{slave}")
+        opened = end.custody.collect(slave, [held[key_id] for key_id in key_ids], f"sae:{slave}")
         return {key.key_id: key.material.reveal() for key in opened}
 
 

@@ -31,7 +31,7 @@ def draw(pair: Pair, number: int, every: float, times: int) -> None:
 
 @pytest.fixture
 def rich(pair: Pair) -> Pair:
-    pair.fill(30, keys=128)
+    pair.fill(6, keys=1024)
     pair.rounds()
     return pair
 
@@ -61,6 +61,13 @@ def test_a_relation_that_draws_now_and_then_is_given_fewer(rich: Pair) -> None:
     given = [assign.count for assign in assigned(rich)]
     assert max(given) == STEADY_MOST
     assert rich.a.store.agreed.count(RELATION, BITS) < 2 * STEADY_MOST
+
+
+def test_half_of_what_is_left_stays_for_other_relations(pair: Pair) -> None:
+    pair.fill(1, keys=64)
+    pair.rounds()
+    draw(pair, 4, ROUND_SECONDS, 6)
+    assert pair.enc("a2", "b1", number=4)
 
 
 def test_a_relation_that_stays_away_is_given_nothing(rich: Pair) -> None:

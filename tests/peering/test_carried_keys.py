@@ -23,7 +23,7 @@ from hsmkme.messages.signing import VERSION
 from hsmkme.model import BlockName, Entry, Link, RawBlock, SealedBlock, SealedKey, segment_bytes
 from hsmkme.store import Draft, Receipt, Store
 from hsmkme.store.links import OPERATOR
-from tests.blocks import altered, flipped, key_of, open_bytes, part_of
+from tests.blocks import altered, collect, flipped, key_of, open_bytes, part_of
 from tests.conftest import FakeClock
 from tests.peering.ends import ALSO_AT_FAR, AT_FAR, AT_HOME, AT_NEAR, RELATION, Ends, greet, made
 
@@ -86,7 +86,7 @@ def test_every_slave_gets_what_the_master_got_and_gets_it_once(ends: Ends, numbe
         assert ends.collect(list(keys), slave) == keys
         end = ends.away if slave == AT_FAR else ends.home
         with pytest.raises(KeyNotHeld):
-            end.store.keys.collect(slave, list(keys), Entry("key.collect", "test"))
+            collect(end.store, slave, list(keys), Entry("key.collect", "test"))
 
 
 def test_the_peer_of_the_link_is_told_of_the_key_and_the_other_of_the_masked_key(ends: Ends) -> None:
@@ -121,7 +121,7 @@ def test_the_block_that_was_carried_is_erased_when_its_slaves_have_it(ends: Ends
 def test_a_slave_of_another_kme_cannot_collect_it_here(ends: Ends) -> None:
     keys = list(ends.fetch())
     with pytest.raises(KeyNotHeld):
-        ends.away.custody.collect(AT_NEAR, [ends.away.custody.held(keys)[keys[0]].key], "test")
+        ends.away.custody.collect(AT_NEAR, [ends.away.custody.held(keys)[keys[0]]], "test")
 
 
 def test_what_was_carried_counts_neither_as_stock_nor_as_rate_nor_as_size_of_a_block(ends: Ends) -> None:
@@ -484,18 +484,18 @@ def test_a_pad_of_another_length_masks_nothing(token: Token, pair: tuple[SealedK
     key, pad, _, _ = pair
     for size in (64, 80, 128):
         with pytest.raises(TokenMisuse):
-            masked_by(token, key, replace(pad, size=size))
+            masked_by(token, key, pad._replace(size=size))
         with pytest.raises(TokenMisuse):
-            unmasked_by(token, bytes(9), replace(pad, size=size))
+            unmasked_by(token, bytes(9), pad._replace(size=size))
 
 
 def test_a_pad_that_was_moved_or_altered_does_not_open(
     token: Token, pair: tuple[SealedKey, SealedKey, bytes, bytes]
 ) -> None:
     key, pad, _, _ = pair
-    moved_pad = replace(pad, parts=(replace(pad.parts[0], first=1),))
-    renamed = replace(pad, parts=(altered(pad.parts[0], name=BlockName("far", "x")),))
-    broken = replace(pad, parts=(replace(pad.parts[0], sealed=flipped(pad.parts[0].sealed, 5)),))
+    moved_pad = pad._replace(parts=(replace(pad.parts[0], first=1),))
+    renamed = pad._replace(parts=(altered(pad.parts[0], name=BlockName("far", "x")),))
+    broken = pad._replace(parts=(replace(pad.parts[0], sealed=flipped(pad.parts[0].sealed, 5)),))
     for wrong in (moved_pad, renamed, broken):
         with pytest.raises(RecordFault):
             masked_by(token, key, wrong)
