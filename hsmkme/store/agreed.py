@@ -110,8 +110,8 @@ class Agreed:
         with self._database.write() as transaction:
             require_time(transaction)
             vein = vein_to(transaction, demand)
-            spare = min((vein.keys - wanted) // 2, KEYS_MOST - wanted)  # half stays for other relations
-            ahead = new_ids(min(depth(transaction, demand), spare))
+            spare = min((vein.keys - wanted) // 4, KEYS_MOST - wanted)  # other relations want some too
+            ahead = new_ids(depth(transaction, demand, spare))
             key_ids = (*demand.key_ids, *ahead)
             if not key_ids:
                 raise PoolShort(0, 0.0)

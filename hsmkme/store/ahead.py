@@ -33,8 +33,9 @@ WHERE peer = ? AND at >= ? AND depth > 1 AND depth > (SELECT count(*) FROM key
 """
 
 
-def depth(transaction: Transaction, demand: Demand) -> int:
-    """How many keys to agree on ahead of need: twice as many as before while the relation keeps coming back.
+def depth(transaction: Transaction, demand: Demand, spare: int) -> int:
+    """How many keys to agree on ahead of need, ``spare`` at most: twice as many as before while the relation keeps
+    coming back.
 
     None while another request waits for an answer to an offer for the same relation, and none that would have to be
     carried, or would be old when it is drawn.
@@ -45,12 +46,10 @@ def depth(transaction: Transaction, demand: Demand) -> int:
     relation = relation_id(transaction, demand.relation)
     row = transaction.execute("SELECT depth, at FROM draw WHERE relation_id = ? AND size = ?", (relation, demand.size))
     before, at = row.fetchone() or (1, 0)
-    deep = before
+    deep = before if now - at <= 6 * BUSY_SECONDS else 1
     if now - at <= BUSY_SECONDS:
-        most = DEPTH_MOST if now - at <= RUSH_SECONDS else STEADY_MOST
-        deep = min(2 * max(before, len(demand.key_ids)), most)
-    elif now - at > 6 * BUSY_SECONDS:
-        deep = 1
+        deep = min(2 * max(before, len(demand.key_ids)), DEPTH_MOST if now - at <= RUSH_SECONDS else STEADY_MOST)
+    deep = max(min(deep, spare), 1)
     transaction.execute(_NOTE, (relation, demand.size, demand.peer, deep, now))
     return deep if deep > 1 else 0
 
