@@ -29,11 +29,11 @@ class KeyIds:
         self._randomness = randomness
 
     def __call__(self, number: int) -> tuple[UUID, ...]:
-        """So many that were never used."""
+        """So many that were never used, in order: keys that are claimed together stay together by key_ID too."""
         milliseconds, tails = int(self._clock() * 1000), self._randomness(_TAIL * number)
         fixed = (milliseconds & (1 << 48) - 1) << 80 | _VERSION_7
         ends = (int.from_bytes(tails[at : at + _TAIL], "big") & _RANDOM for at in range(0, len(tails), _TAIL))
-        return tuple([UUID(int=fixed | end) for end in ends])
+        return tuple([UUID(int=fixed | end) for end in sorted(ends)])
 
 
 def made_at(key_id: UUID) -> float:

@@ -29,7 +29,7 @@ from rich.table import Table
 from hsmkme.audit import AuditChain
 from hsmkme.errors import PoolFull, PoolShort
 from hsmkme.identifiers import KeyIds
-from hsmkme.messages.bodies import Announce, Assign, AssignedKey, BlockTag, Hello, Place, Standing
+from hsmkme.messages.bodies import Announce, Assign, BlockTag, Hello, Place, Standing
 from hsmkme.model import Clock, Demand, Entry, Relation
 from hsmkme.states import BlockState
 from hsmkme.store import Claim, Receipt, Store, database, migrate
@@ -175,10 +175,8 @@ class Bench:
 
     def assigned(self) -> None:
         place = Place(block_id="never seen", first=0, count=1, own_epoch=0)
-        key = AssignedKey(key_id=uuid4(), parts=[place])
-        self.store.inbox.assign(
-            self.receipt(), Assign(master="dave", slaves=["bob"], size=256, keys=[key]), 1, ENTRY
-        )
+        assign = Assign(master="dave", slaves=["bob"], size=256, key_ids=uuid4().hex, places=[place])
+        self.store.inbox.assign(self.receipt(), assign, 1, ENTRY)
 
     def verbs(self) -> dict[str, Callable[[], Any]]:
         """Each verb, ready to be called once; what it needs is made when this is called."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Annotated, Final, Literal, Self, TypeVar
 from uuid import UUID
 
@@ -10,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from hsmkme.errors import PeerRefused
 
 KEYS_MOST: Final = 1024
+PARTS_MOST: Final = 64
 BLOCKS_MOST: Final = 256
 """How much one message may carry."""
 
@@ -89,20 +91,37 @@ class Place(Body):
     own_epoch: Count
 
 
-class AssignedKey(Body):
-    """A key: its parts joined and cut."""
-
-    key_id: KeyId
-    parts: Annotated[list[Place], Field(min_length=1, max_length=64)]
-
-
 class Assign(Body):
-    """Keys of ``size`` bits for one relation, all of them or none."""
+    """Keys of ``size`` bits for one relation, all of them or none: ``places`` joined, and cut for one key after the
+    other into as many segments each. ``key_ids``: 32 hex digits each, nothing between them."""
 
     master: Id
     slaves: Annotated[list[Id], Field(min_length=1, max_length=63)]
     size: Positive
-    keys: Annotated[list[AssignedKey], Field(min_length=1, max_length=KEYS_MOST)]
+    key_ids: Annotated[str, Field(pattern=r"^([0-9a-f]{32})+$", max_length=32 * KEYS_MOST)]
+    places: Annotated[list[Place], Field(min_length=1, max_length=PARTS_MOST * KEYS_MOST)]
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if sum(place.count for place in self.places) % self.count:
+            raise ValueError("places have as many segments for each key")
+        return self
+
+    @property
+    def count(self) -> int:
+        """How many keys."""
+        return len(self.key_ids) // 32
+
+    @cached_property
+    def named(self) -> list[UUID]:
+        """The key_IDs."""
+        raw = bytes.fromhex(self.key_ids)
+        return [UUID(bytes=raw[at : at + 16]) for at in range(0, len(raw), 16)]
+
+    @property
+    def per_key(self) -> int:
+        """How many segments of a block each of them is."""
+        return sum(place.count for place in self.places) // self.count
 
 
 AssignResult = Literal["assigned", "already", "conflict", "unknown", "void", "not_owner", "frozen"]
@@ -126,7 +145,7 @@ class Carry(Body):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        if [len(value) * 8 for value in self.masked] != [self.pads.size] * len(self.pads.keys):
+        if [len(value) * 8 for value in self.masked] != [self.pads.size] * self.pads.count:
             raise ValueError("masked has one value of the keys' size for each key")
         return self
 

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 from uuid import UUID
 
 from hsmkme.errors import PeerRefused
-from hsmkme.messages.bodies import Assign, AssignedKey, AssignResult
+from hsmkme.messages.bodies import Assign, AssignResult
 from hsmkme.model import Entry, Relation
 from hsmkme.states import BlockState, KeyState
 from hsmkme.store.database import Transaction
 from hsmkme.store.outbox import OPEN
 from hsmkme.store.rows import Batch, KeyRow, insert_rows, rows_of
 from hsmkme.store.seals import BLOCK_IS_SOUND
-from hsmkme.store.segments import Places, joined
+from hsmkme.store.segments import Places, joined, shares
 
 _TAKE: Final = """
 INSERT INTO assigned_segment WITH RECURSIVE
@@ -26,6 +26,9 @@ _USE: Final = """
 UPDATE block SET next_index = next_index + :count, state = CASE WHEN state = 'ready'
     AND next_index + :count = key_count THEN 'exhausted' ELSE state END WHERE block_pk = :pk
 """
+
+Told = list[tuple[str, int, int]]
+"""Where a peer says that a key is: block, first segment and count of each part."""
 
 Insertion = Callable[[Transaction, str, Relation, Assign, int], None]
 """Makes the rows of keys that are accepted on a link for a relation; the number is the bits of slaves served here."""
@@ -70,7 +73,7 @@ def _accepted(
     if why != OPEN:
         raise NotAssignedError("frozen")
     relation = Relation.of(assign.master, assign.slaves)
-    known = rows_of(transaction.connection, [key.key_id for key in assign.keys])
+    known = rows_of(transaction.connection, assign.named)
     if known:
         return _known_before(transaction, link_id, known, assign)
     if due == 0 or relation.slaves != tuple(assign.slaves):
@@ -82,11 +85,9 @@ def _accepted(
             master=relation.master,
             slaves=list(relation.slaves),
             size=assign.size,
-            key_IDs=[str(key.key_id) for key in assign.keys],
-            blocks=sorted({f"{link_id}/{place.block_id}" for key in assign.keys for place in key.parts}),
-            segments=joined(
-                (f"{link_id}/{place.block_id}", place.first, place.count) for key in assign.keys for place in key.parts
-            ),
+            key_IDs=[str(key_id) for key_id in assign.named],
+            blocks=sorted({f"{link_id}/{place.block_id}" for place in assign.places}),
+            segments=joined((f"{link_id}/{place.block_id}", place.first, place.count) for place in assign.places),
         )
     )
     return "assigned"
@@ -94,9 +95,9 @@ def _accepted(
 
 def _known_before(transaction: Transaction, link_id: str, known: list[KeyRow], assign: Assign) -> AssignResult:
     relation = Relation.of(assign.master, assign.slaves)
-    same = len(known) == len(assign.keys) and all(
-        row.relation == relation and row.size == assign.size and _is_of(transaction, link_id, row, key)
-        for row, key in zip(known, assign.keys, strict=True)
+    same = len(known) == assign.count and all(
+        row.relation == relation and row.size == assign.size and _is_of(transaction, link_id, row, parts)
+        for row, parts in zip(known, told(assign), strict=True)
     )
     if not same:
         raise NotAssignedError("conflict")
@@ -105,12 +106,16 @@ def _known_before(transaction: Transaction, link_id: str, known: list[KeyRow], a
     return "already"
 
 
-def _is_of(transaction: Transaction, link_id: str, row: KeyRow, told: AssignedKey) -> bool:
+def told(assign: Assign) -> Iterator[Told]:
+    """Where each key of a message is."""
+    return shares(((place.block_id, place.first, place.count) for place in assign.places), assign.per_key)
+
+
+def _is_of(transaction: Transaction, link_id: str, row: KeyRow, parts: Told) -> bool:
     """Whether a key is what the peer says of it, to the last segment; of one that was carried only its link tells."""
     statement = "SELECT link_id, block_id, tag IS NULL FROM block WHERE block_pk = ?"
     names = [transaction.execute(statement, (block_pk,)).fetchone() for block_pk, _, _ in row.places]
-    parts = [(name[1], first, count) for name, (_, first, count) in zip(names, row.places, strict=True)]
-    exact = parts == [(place.block_id, place.first, place.count) for place in told.parts]
+    exact = parts == [(name[1], first, count) for name, (_, first, count) in zip(names, row.places, strict=True)]
     return not row.mine and all(name[0] == link_id and (exact or name[2]) for name in names)
 
 
@@ -137,18 +142,18 @@ def insert_assigned(
 
 def taken(transaction: Transaction, link_id: str, assign: Assign, *, of_any_owner: bool = False) -> list[Places]:
     """Take the segments of the keys, each for the first and only time; raises `NotAssignedError`."""
-    epochs = {place.block_id: place.own_epoch for key in assign.keys for place in key.parts}
-    blocks = {
-        block_id: _block(transaction, link_id, block_id, None if of_any_owner else own_epoch)
-        for block_id, own_epoch in epochs.items()
-    }
-    places = [_places(key, assign.size, blocks) for key in assign.keys]
-    for block_pk, first, count in joined(place for key in places for place in key):
+    runs = []
+    for place in assign.places:
+        block = _block(transaction, link_id, place.block_id, None if of_any_owner else place.own_epoch)
+        if place.first + place.count > block.key_count or assign.per_key * block.key_bits < assign.size:
+            raise NotAssignedError("conflict")
+        runs.append((block.block_pk, place.first, place.count))
+    for block_pk, first, count in joined(runs):
         run = {"pk": block_pk, "first": first, "count": count}
         if transaction.execute(_TAKE, run).rowcount != count:
             raise NotAssignedError("conflict")
         transaction.execute(_USE, run)
-    return places
+    return list(shares(runs, assign.per_key))
 
 
 def insert_keys(
@@ -156,7 +161,7 @@ def insert_keys(
 ) -> None:
     """Rows of keys that a peer gave to a relation."""
     batch = Batch(relation, assign.size, KeyState.ASSIGNED, mine=False, due=due)
-    insert_rows(transaction, batch, [key.key_id for key in assign.keys], places)
+    insert_rows(transaction, batch, assign.named, places)
 
 
 def _block(transaction: Transaction, link_id: str, block_id: str, own_epoch: int | None) -> _Found:
@@ -172,12 +177,3 @@ def _block(transaction: Transaction, link_id: str, block_id: str, own_epoch: int
     if own_epoch is not None and (row[4] or row[5] != own_epoch):
         raise NotAssignedError("not_owner")
     return _Found(*row[:4])
-
-
-def _places(key: AssignedKey, size: int, blocks: dict[str, _Found]) -> Places:
-    """Where a key is; its segments are as long as it, and in their blocks."""
-    parts = [(blocks[place.block_id], place) for place in key.parts]
-    fits = all(place.first + place.count <= block.key_count for block, place in parts)
-    if not fits or sum(place.count * block.key_bits for block, place in parts) < size:
-        raise NotAssignedError("conflict")
-    return [(block.block_pk, place.first, place.count) for block, place in parts]

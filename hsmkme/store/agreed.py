@@ -7,7 +7,6 @@ under one-time pads, which are claimed, used up or given up together with it.
 
 from __future__ import annotations
 
-import sqlite3
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,27 +14,23 @@ from typing import Final
 from uuid import UUID
 
 from hsmkme.errors import KeyNotHeld, PoolShort
+from hsmkme.messages.bodies import KEYS_MOST
 from hsmkme.model import Demand, Entry, Relation, Retry, SealedKey
 from hsmkme.states import KeyState
+from hsmkme.store.ahead import DEPTH_MOST, depth, give_none, is_agreeing, thirsty
 from hsmkme.store.answers import remember
 from hsmkme.store.blocks import Claim
-from hsmkme.store.claims import assign_of, claimed, vein_to
+from hsmkme.store.claims import assign_of, claimed, sealed, vein_to
 from hsmkme.store.copies import IN_REACH, packed
 from hsmkme.store.database import Database, Transaction
 from hsmkme.store.ending import revoke
 from hsmkme.store.outbox import Draft, numbered, require_open
 from hsmkme.store.pads import Pads, claim_pads, use_up
-from hsmkme.store.rows import KeyRow, parts_of, relation_id, rows_of, rows_where, update_rows, void_rows
+from hsmkme.store.rows import KeyRow, parts_of, rows_of, rows_where, update_rows, void_rows
 from hsmkme.store.seals import is_sealed, seal_of
 from hsmkme.store.segments import runs_of
 from hsmkme.store.timekeeping import require_time
-from hsmkme.store.veins import claim_entry
-
-DEPTH_MOST: Final = 256
-"""The most keys that a relation is given ahead of need."""
-
-BUSY_SECONDS: Final = 10
-"""A relation that comes back within this time is given more ahead; one that stays away much longer, nothing."""
+from hsmkme.store.veins import claim_entry, claim_entry_of
 
 _OLDEST: Final = "master = ? AND slaves = ? AND size = ? AND state = 'assigned' AND mine = 1 ORDER BY key_id LIMIT ?"
 _WRONG: Final = """
@@ -107,7 +102,7 @@ class Agreed:
     def is_agreeing(self, demand: Demand) -> bool:
         """Whether a request waits for the peer to confirm keys of this relation, perhaps more than it needs."""
         with self._database.read() as connection:
-            return _is_agreeing(connection, demand, int(self._database.clock()))
+            return is_agreeing(connection, demand, int(self._database.clock()))
 
     def offer(self, demand: Demand, new_ids: NewIds, entry: Entry) -> Offer:
         """Claim keys for ``demand``, and more ahead of need if the relation draws often, from one link; and a pad for
@@ -119,18 +114,20 @@ class Agreed:
         wanted = len(demand.key_ids)
         with self._database.write() as transaction:
             require_time(transaction)
-            relation = relation_id(transaction, demand.relation)
             vein = vein_to(transaction, demand)
-            ahead = new_ids(min(_depth(transaction, relation, demand), vein.keys - wanted))
-            if not demand.key_ids and not ahead:
+            spare = min((vein.keys - wanted) // 4, KEYS_MOST - wanted)  # other relations want some too
+            ahead = new_ids(depth(transaction, demand, spare))
+            key_ids = (*demand.key_ids, *ahead)
+            if not key_ids:
                 raise PoolShort(0, 0.0)
-            keys = claimed(transaction, vein, demand, (*demand.key_ids, *ahead))
-            draft = numbered(transaction, vein.link_id, "keys/assign", assign_of(transaction, demand, keys))
-            transaction.append(claim_entry(entry, demand, keys))
+            runs = claimed(transaction, vein, demand, key_ids)
+            assign = assign_of(transaction, demand, key_ids, runs)
+            draft = numbered(transaction, vein.link_id, "keys/assign", assign)
+            transaction.append(claim_entry_of(entry, demand, key_ids, runs).knowing(txid=str(draft.txid)))
             pads = [
                 claim_pads(transaction, replace(demand, peer=peer), new_ids(wanted), entry) for peer in demand.further
             ]
-            return Offer(draft, tuple(keys[:wanted]), tuple(key.key_id for key in keys[wanted:]), tuple(pads))
+            return Offer(draft, sealed(demand.key_ids, demand.size, runs, vein.per_key), ahead, tuple(pads))
 
     def settle(self, offer: Offer, demand: Demand, entry: Entry, retry: Retry | None = None) -> list[SealedKey]:
         """Every peer confirmed: the keys ahead wait, those wanted are delivered.
@@ -156,7 +153,7 @@ class Agreed:
             if keys:
                 _delivered(transaction, [(Claim(demand, entry, retry), keys)])
             else:
-                transaction.append(entry.knowing(key_IDs=[str(key_id) for key_id in offer.key_ids]))
+                transaction.append(entry.knowing(link=offer.draft.link_id, txid=str(offer.draft.txid)))
             return keys
 
     def withdraw(self, offer: Offer, entry: Entry, *, ended_on: str = "") -> None:
@@ -169,8 +166,8 @@ class Agreed:
         with self._database.write() as transaction:
             doomed = [*offer.key_ids, *(pad_id for pads in offer.pads for pad_id in pads.pad_ids)]
             rows = rows_of(transaction.connection, doomed)
-            for number, size in {(relation_id(transaction, row.relation), row.size) for row in rows}:
-                transaction.execute("DELETE FROM draw WHERE relation_id = ? AND size = ?", (number, size))
+            for relation, size in {(row.relation, row.size) for row in rows}:
+                give_none(transaction, relation, size)
             waiting = [row for row in rows if row.state == KeyState.ASSIGNING]
             void_rows(transaction, rows, entry)
             if ended_on:  # an offer that was given up meanwhile may be void at the peer for that reason alone
@@ -179,14 +176,7 @@ class Agreed:
     def thirsty(self, peer: str, now: float) -> list[tuple[Relation, int]]:
         """Relations with slaves at ``peer`` that draw often and have few keys left ahead, and the size they draw."""
         with self._database.read() as connection:
-            rows = connection.execute(
-                "SELECT master, slaves, size FROM draw JOIN relation USING (relation_id)"
-                " WHERE peer = ? AND at >= ? AND depth > 1 AND depth / 2 > (SELECT count(*) FROM key"
-                " WHERE key.relation_id = draw.relation_id AND key.size = draw.size"
-                " AND state = 'assigned' AND mine = 1)",
-                (peer, int(now) - BUSY_SECONDS),
-            ).fetchall()
-        return [(Relation.unpacked(master, slaves), size) for master, slaves, size in rows]
+            return thirsty(connection, peer, int(now))
 
 
 def _end_blocks(transaction: Transaction, link_id: str, rows: Sequence[KeyRow], entry: Entry) -> None:
@@ -222,7 +212,7 @@ def _drawable(
     ``away``: see `Demand`."""
     good = _good(transaction, relation, size, away, wanted)
     if len(good) < wanted:
-        good = _good(transaction, relation, size, away, wanted + DEPTH_MOST)[:wanted]
+        good = _good(transaction, relation, size, away, wanted + 2 * DEPTH_MOST)[:wanted]
     return deque(_sealed(transaction, good))
 
 
@@ -252,37 +242,3 @@ def _delivered(transaction: Transaction, delivered: Sequence[tuple[Claim, Sequen
         if draw.retry is not None:
             remember(transaction, draw.retry, [key.key_id for key in keys])
     transaction.append_all([claim_entry(draw.entry, draw.demand, keys) for draw, keys in delivered])
-
-
-def _is_agreeing(connection: sqlite3.Connection, demand: Demand, now: int) -> bool:
-    found = connection.execute(
-        "SELECT 1 FROM key JOIN relation USING (relation_id)"
-        " WHERE master = ? AND slaves = ? AND state = 'assigning' AND claimed_at >= ? LIMIT 1",
-        (demand.relation.master, demand.relation.packed, now - BUSY_SECONDS),
-    )
-    return found.fetchone() is not None
-
-
-def _depth(transaction: Transaction, relation: int, demand: Demand) -> int:
-    """How many keys to agree on ahead of need: twice as many as before while the relation keeps coming back.
-
-    None while another request waits for an answer to an offer for the same relation, and none that would have to be
-    carried, or would be old when it is drawn.
-    """
-    if demand.further or demand.fresh:
-        return 0
-    now = transaction.now()
-    waits = _is_agreeing(transaction.connection, demand, now)
-    row = transaction.execute("SELECT depth, at FROM draw WHERE relation_id = ? AND size = ?", (relation, demand.size))
-    depth, at = row.fetchone() or (1, 0)
-    if waits:
-        return 0
-    if now - at <= BUSY_SECONDS:
-        depth = min(2 * max(depth, len(demand.key_ids)), DEPTH_MOST)
-    elif now - at > 6 * BUSY_SECONDS:
-        depth = 1
-    transaction.execute(
-        "INSERT INTO draw VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET depth = excluded.depth, at = excluded.at",
-        (relation, demand.size, demand.peer, depth, now),
-    )
-    return depth if depth > 1 else 0

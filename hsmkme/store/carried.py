@@ -12,10 +12,10 @@ from functools import partial
 from typing import Final
 from uuid import UUID
 
-from hsmkme.messages.bodies import Assign, AssignedKey
+from hsmkme.messages.bodies import Assign
 from hsmkme.model import BlockName, BlockSeal, Entry, Part, Relation, SealedBlock, SealedKey, segment_bytes
 from hsmkme.states import BlockState
-from hsmkme.store.accepting import NotAssignedError, insert_keys, taken
+from hsmkme.store.accepting import NotAssignedError, Told, insert_keys, taken, told
 from hsmkme.store.blocks import insert_block
 from hsmkme.store.copies import count_wraps, epochs_of
 from hsmkme.store.database import Database, Transaction
@@ -51,9 +51,10 @@ class Carried:
         """The pads of a message, while nothing speaks against opening them; `accept` says what does. Reads only."""
         with self._database.read() as connection:
             is_open = connection.execute("SELECT 1 FROM link WHERE link_id = ? AND why = ?", (link_id, OPEN)).fetchone()
-            if is_open is None or rows_of(connection, [key.key_id for key in assign.keys]):
+            if is_open is None or rows_of(connection, assign.named):
                 return None
-            pads = [_pad(connection, link_id, assign.size, key) for key in assign.keys]
+            named = zip(assign.named, told(assign), strict=True)
+            pads = [_pad(connection, link_id, assign, each) for each in named]
         return None if None in pads else [pad for pad in pads if pad is not None]
 
     def accept(self, receipt: Receipt, assign: Assign, due: int, block: SealedBlock | None, entry: Entry) -> bytes:
@@ -65,20 +66,19 @@ class Carried:
         return self._inbox.assign(receipt, assign, due, entry, partial(_insert, block, entry.actor))
 
 
-def _pad(connection: sqlite3.Connection, link_id: str, size: int, key: AssignedKey) -> SealedKey | None:
+def _pad(connection: sqlite3.Connection, link_id: str, assign: Assign, of: tuple[UUID, Told]) -> SealedKey | None:
+    key_id, places = of
+    epochs = {place.block_id: place.own_epoch for place in assign.places}
     parts = []
-    for place in key.parts:
-        where = {"link": link_id, "block": place.block_id, "own_epoch": place.own_epoch}
-        row = connection.execute(
-            _PART, {**where, "first": place.first, "count": place.count, "tag": segment_bytes(0)}
-        ).fetchone()
+    for block_id, first, count in places:
+        where = {"link": link_id, "block": block_id, "own_epoch": epochs[block_id]}
+        row = connection.execute(_PART, {**where, "first": first, "count": count, "tag": segment_bytes(0)}).fetchone()
         if row is None:
             return None
         epoch, key_bits, wrapped, sealed = row
-        seal = BlockSeal(BlockName(link_id, place.block_id), epoch, key_bits, wrapped)
-        parts.append(Part(seal, place.first, place.count, sealed))
-    long_enough = sum(part.count * part.block.key_bits for part in parts) >= size
-    return SealedKey(key.key_id, size, tuple(parts)) if long_enough else None
+        parts.append(Part(BlockSeal(BlockName(link_id, block_id), epoch, key_bits, wrapped), first, count, sealed))
+    long_enough = sum(part.count * part.block.key_bits for part in parts) >= assign.size
+    return SealedKey(key_id, assign.size, tuple(parts)) if long_enough else None
 
 
 def _insert(
@@ -91,7 +91,7 @@ def _insert(
     due: int,
 ) -> None:
     pads = taken(transaction, link_id, assign)
-    if block is None or block.key_count != len(assign.keys):
+    if block is None or block.key_count != assign.count:
         raise NotAssignedError("unknown")  # what spoke against opening the pads is over: the peer may ask again
     erase(transaction, [place for places in pads for place in places])
     name, seal = block.seal.name, block.seal
@@ -100,5 +100,5 @@ def _insert(
     places = [[(block_pk, index, 1)] for index in range(block.key_count)]
     insert_keys(transaction, relation, assign, places, due)
     facts = {"link": name.link_id, "block": name.block_id, "keys": block.key_count, **epochs_of(block)}
-    key_ids = [str(key.key_id) for key in assign.keys]
+    key_ids = [str(key_id) for key_id in assign.named]
     transaction.append(Entry("block.carry", actor, {**facts, "bits": seal.key_bits, "key_IDs": key_ids}))

@@ -7,13 +7,14 @@ from typing import Final
 from uuid import UUID
 
 from hsmkme.errors import LinkFrozen, PeerUnavailable, PoolShort
-from hsmkme.messages.bodies import Assign, AssignedKey, Place
-from hsmkme.model import Demand, Part, SealedKey
+from hsmkme.messages.bodies import Assign, Place
+from hsmkme.model import Demand, SealedKey
 from hsmkme.states import KeyState
 from hsmkme.store.database import Transaction
 from hsmkme.store.outbox import OPEN
 from hsmkme.store.rows import Batch, insert_rows
-from hsmkme.store.veins import Vein, cut, key_rate, take, veins_of
+from hsmkme.store.segments import Run, shares
+from hsmkme.store.veins import Vein, cut, key_rate, take, veins_of, where
 
 AWAY_SECONDS: Final = 8
 """A peer that was not heard of for so long is away: nothing is claimed that it would have to confirm."""
@@ -39,30 +40,33 @@ def _require_in_touch(transaction: Transaction, link_id: str) -> None:
         raise PeerUnavailable(f"the peer of link {link_id} was not heard of lately", asked=False)
 
 
-def claimed(transaction: Transaction, vein: Vein, demand: Demand, key_ids: Sequence[UUID]) -> list[SealedKey]:
-    """Keys of a vein that wait for the peer: cursors of the blocks, and a row for each key."""
+def claimed(transaction: Transaction, vein: Vein, demand: Demand, key_ids: Sequence[UUID]) -> list[Run]:
+    """Claim keys of a vein, which wait for the peer; gives the runs that they are, one after the other.
+
+    Writes: cursors of the blocks, and a row for each key."""
     runs = take(transaction, vein, len(key_ids) * vein.per_key)
-    pieces = list(cut(runs, vein.per_key))
     batch = Batch(demand.relation, demand.size, KeyState.ASSIGNING, due=demand.due)
-    insert_rows(transaction, batch, key_ids, [places for _, places in pieces])
-    return [SealedKey(key_id, demand.size, parts) for key_id, (parts, _) in zip(key_ids, pieces, strict=True)]
+    insert_rows(transaction, batch, key_ids, list(shares(where(runs), vein.per_key)))
+    return runs
 
 
-def assign_of(transaction: Transaction, demand: Demand, keys: Sequence[SealedKey]) -> Assign:
+def sealed(key_ids: Sequence[UUID], size: int, runs: Sequence[Run], per_key: int) -> tuple[SealedKey, ...]:
+    """The first keys that are cut from ``runs``: as many as there are ``key_ids``."""
+    return tuple([SealedKey(key_id, size, parts) for key_id, (parts, _) in zip(key_ids, cut(runs, per_key))])  # noqa: B905
+
+
+def assign_of(transaction: Transaction, demand: Demand, key_ids: Sequence[UUID], runs: Sequence[Run]) -> Assign:
     """The body that tells the peer of keys and of where they are."""
-    epochs: dict[str, int] = {}
-    for name in {part.block.name for key in keys for part in key.parts}:
-        (epochs[name.block_id],) = transaction.execute(
-            "SELECT own_epoch FROM block WHERE link_id = ? AND block_id = ?", (name.link_id, name.block_id)
-        ).fetchone()
     return Assign(
         master=demand.relation.master,
         slaves=list(demand.relation.slaves),
         size=demand.size,
-        keys=[AssignedKey(key_id=key.key_id, parts=[_place(part, epochs) for part in key.parts]) for key in keys],
+        key_ids=b"".join([key_id.bytes for key_id in key_ids]).hex(),
+        places=[_place(transaction, run) for run in runs],
     )
 
 
-def _place(part: Part, epochs: dict[str, int]) -> Place:
-    block_id = part.block.name.block_id
-    return Place(block_id=block_id, first=part.first, count=part.count, own_epoch=epochs[block_id])
+def _place(transaction: Transaction, run: Run) -> Place:
+    statement = "SELECT own_epoch FROM block WHERE block_pk = ?"
+    (own_epoch,) = transaction.execute(statement, (run.block_pk,)).fetchone()
+    return Place(block_id=run.block.name.block_id, first=run.first, count=run.count, own_epoch=own_epoch)

@@ -149,7 +149,7 @@ class Inbox:
             if result not in ("assigned", "already"):
                 alarm = result in ("conflict", "not_owner")
                 event = f"alarm.assign-{result.replace('_', '-')}" if alarm else "refused.assign"
-                facts = {"link": receipt.link_id, "result": result, "key_IDs": [str(key.key_id) for key in assign.keys]}
+                facts = {"link": receipt.link_id, "result": result, "key_IDs": [str(key_id) for key_id in assign.named]}
                 transaction.append(Entry(event, entry.actor, facts))
             log_rows = transaction.head()[0]
             return _keep(transaction, receipt, Assigned(result=result, log_rows=log_rows))

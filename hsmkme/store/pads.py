@@ -14,11 +14,11 @@ from hsmkme.errors import KeyNotHeld
 from hsmkme.messages.bodies import Assign
 from hsmkme.model import Demand, Entry, SealedKey
 from hsmkme.states import KeyState
-from hsmkme.store.claims import assign_of, claimed, vein_to
+from hsmkme.store.claims import assign_of, claimed, sealed, vein_to
 from hsmkme.store.database import Transaction
 from hsmkme.store.outbox import require_open
 from hsmkme.store.rows import rows_of, void_rows
-from hsmkme.store.veins import claim_entry
+from hsmkme.store.veins import claim_entry_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +41,15 @@ def claim_pads(transaction: Transaction, demand: Demand, pad_ids: Sequence[UUID]
     Writes: cursors of the blocks, two rows for each pad, audit row. Raises what `claims.vein_to` does.
     """
     vein = vein_to(transaction, demand)
-    pads = claimed(transaction, vein, demand, pad_ids)
+    runs = claimed(transaction, vein, demand, pad_ids)
     transaction.executemany(
         "INSERT INTO pad VALUES (?, ?, ?)",
-        [(pad.key_id.bytes, key_id.bytes, vein.link_id) for pad, key_id in zip(pads, demand.key_ids, strict=True)],
+        [(pad_id.bytes, key_id.bytes, vein.link_id) for pad_id, key_id in zip(pad_ids, demand.key_ids, strict=True)],
     )
-    transaction.append(claim_entry(entry, demand, pads).knowing(masks=[str(key_id) for key_id in demand.key_ids]))
-    named = [pad._replace(key_id=key_id) for pad, key_id in zip(pads, demand.key_ids, strict=True)]
-    return Pads(vein.link_id, tuple(pads), assign_of(transaction, demand, named))
+    masks = [str(key_id) for key_id in demand.key_ids]
+    transaction.append(claim_entry_of(entry, demand, pad_ids, runs).knowing(masks=masks))
+    pads = sealed(pad_ids, demand.size, runs, vein.per_key)
+    return Pads(vein.link_id, pads, assign_of(transaction, demand, demand.key_ids, runs))
 
 
 def use_up(transaction: Transaction, pads: Pads, actor: str) -> None:
@@ -60,5 +61,6 @@ def use_up(transaction: Transaction, pads: Pads, actor: str) -> None:
     rows = rows_of(transaction.connection, pads.pad_ids)
     if [row.state for row in rows] != [KeyState.ASSIGNING] * len(pads.pads):
         raise KeyNotHeld("the offer was given up before every KME had accepted it")
-    facts = {"reason": "used as one-time pad", "link": pads.link_id, "masks": [str(k.key_id) for k in pads.assign.keys]}
+    masks = [str(key_id) for key_id in pads.assign.named]
+    facts = {"reason": "used as one-time pad", "link": pads.link_id, "masks": masks}
     void_rows(transaction, rows, Entry("key.void", actor, facts), tell=False)

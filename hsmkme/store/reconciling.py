@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Final
 from uuid import UUID
 
-from hsmkme.messages.bodies import Assign, AssignedKey, BlockReport, KeyReport, Place, Query, Report
+from hsmkme.messages.bodies import Assign, BlockReport, KeyReport, Place, Query, Report
 from hsmkme.model import Entry, Relation, due_bits
 from hsmkme.states import BlockState, KeyState
 from hsmkme.store.accepting import insert_assigned
@@ -226,8 +226,10 @@ def _remember(transaction: Transaction, link_id: str, kme_id: str, key: KeyRepor
     here = {sae for (sae,) in transaction.execute("SELECT sae_id FROM sae WHERE kme_id = ?", (kme_id,))}
     due = due_bits(relation, set(relation.slaves) - here)
     if key.mine:
-        assigned = AssignedKey(key_id=key.key_id, parts=key.parts)
-        assign = Assign(master=key.master, slaves=list(relation.slaves), size=key.size, keys=[assigned])
+        slaves = list(relation.slaves)
+        assign = Assign(
+            master=key.master, slaves=slaves, size=key.size, key_ids=key.key_id.hex, places=key.parts
+        )
         insert_assigned(transaction, link_id, relation, assign, due, of_any_owner=True)
         return True
     places = [(pks[place.block_id], place.first, place.count) for place in key.parts]

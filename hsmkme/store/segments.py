@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
@@ -100,6 +100,22 @@ def _overwrite(transaction: Transaction, block_pk: int, runs: Sequence[tuple[int
             start, end = min(first * stride, length), min((first + count) * stride, length)
             blob.seek(start)
             blob.write(bytes(end - start))
+
+
+def shares(runs: Iterable[tuple[Name, int, int]], each: int) -> Iterator[list[tuple[Name, int, int]]]:
+    """Runs of segments, cut for one key after the other: block, first segment and count of the parts of each, which
+    together have ``each`` segments."""
+    parts: list[tuple[Name, int, int]] = []
+    missing = each
+    for block, first, count in runs:
+        end = first + count
+        while first < end:
+            taken = min(missing, end - first)
+            parts.append((block, first, taken))
+            first, missing = first + taken, missing - taken
+            if not missing:
+                yield parts
+                parts, missing = [], each
 
 
 def joined(places: Iterable[tuple[Name, int, int]]) -> list[tuple[Name, int, int]]:

@@ -6,6 +6,7 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
+from uuid import UUID
 
 from hsmkme.errors import PoolShort, StoreTampered
 from hsmkme.model import BlockName, BlockSeal, Demand, Entry, Part, SealedKey, segment_bytes
@@ -13,7 +14,7 @@ from hsmkme.states import BlockState
 from hsmkme.store.copies import IN_REACH, packed
 from hsmkme.store.database import Transaction
 from hsmkme.store.seals import is_sealed
-from hsmkme.store.segments import Places, Run, joined
+from hsmkme.store.segments import Places, Run, joined, shares
 
 _RATE_WINDOW: Final = 16
 """Over how many of the latest blocks of each link the key rate is measured."""
@@ -150,30 +151,29 @@ def take(transaction: Transaction, vein: Vein, wanted: int) -> list[Run]:
 
 def cut(runs: Sequence[Run], per_key: int) -> Iterator[tuple[tuple[Part, ...], Places]]:
     """Cut runs into keys of ``per_key`` segments; gives the parts and where they are."""
-    parts: list[Part] = []
-    places: Places = []
-    missing = per_key
-    for run in runs:
-        first, end = run.first, run.first + run.count
-        while first < end:
-            count = min(missing, end - first)
-            parts.append(run.part(first, count))
-            places.append((run.block_pk, first, count))
-            first, missing = first + count, missing - count
-            if not missing:
-                yield tuple(parts), places
-                parts, places, missing = [], [], per_key
+    of_block = {run.block_pk: run for run in runs}
+    for places in shares(where(runs), per_key):
+        yield tuple([of_block[block_pk].part(first, count) for block_pk, first, count in places]), places
+
+
+def where(runs: Sequence[Run]) -> Places:
+    """Where runs are, as rows of keys say it."""
+    return [(run.block_pk, run.first, run.count) for run in runs]
 
 
 def claim_entry(entry: Entry, demand: Demand, keys: Sequence[SealedKey]) -> Entry:
     """What the log says of keys that are claimed."""
-    parts = [part for key in keys for part in key.parts]
+    return claim_entry_of(entry, demand, [key.key_id for key in keys], [part for key in keys for part in key.parts])
+
+
+def claim_entry_of(entry: Entry, demand: Demand, key_ids: Sequence[UUID], parts: Sequence[Part | Run]) -> Entry:
+    """The same of keys that are ``parts`` cut one after the other."""
     places = [(f"{part.block.name.link_id}/{part.block.name.block_id}", part.first, part.count) for part in parts]
     return entry.knowing(
         master=demand.relation.master,
         slaves=list(demand.relation.slaves),
         size=demand.size,
-        key_IDs=[str(key.key_id) for key in keys],
+        key_IDs=[str(key_id) for key_id in key_ids],
         blocks=sorted({block for block, _, _ in places}),
         segments=joined(places),
         epochs=sorted({part.block.epoch for part in parts}),

@@ -235,5 +235,5 @@ def test_a_message_that_is_replayed_later_changes_nothing(through: Through) -> N
 def test_the_message_says_nothing_of_the_key(through: Through) -> None:
     keys = through.demo.keys(through.meeting(fates.Pass()))
     carry = json.loads(through.network.recorded(-1).body)
-    assert [key["key_id"] for key in carry["pads"]["keys"]] == list(keys)
+    assert carry["pads"]["key_ids"] == "".join(keys).replace("-", "")
     assert set(carry) == {"pads", "masked"}

@@ -18,7 +18,7 @@ from hsmkme.audit import AuditChain
 from hsmkme.errors import KeyNotHeld, LinkFrozen, PeerRefused, PeerUnavailable, PoolShort, RecordFault, TokenMisuse
 from hsmkme.hsm import Token
 from hsmkme.hsm.tokens import sole
-from hsmkme.messages.bodies import Assigned, Carry, Hello, Query, Void, Voided, parsed
+from hsmkme.messages.bodies import Assign, Assigned, Carry, Hello, Query, Void, Voided, parsed
 from hsmkme.messages.signing import VERSION
 from hsmkme.model import BlockName, Entry, Link, RawBlock, SealedBlock, SealedKey, segment_bytes
 from hsmkme.store import Draft, Receipt, Store
@@ -56,14 +56,13 @@ def said(ends: Ends, draft: Draft, carry: Carry | None = None) -> str:
 
 def changed(carry: Carry, **values: Any) -> Carry:
     """The message with other values in what it assigns."""
-    return carry.model_copy(update={"pads": carry.pads.model_copy(update=values)})
+    return carry.model_copy(update={"pads": Assign.model_validate({**carry.pads.model_dump(), **values})})
 
 
 def moved(carry: Carry, **place: Any) -> Carry:
-    """The message with other values in the place of the first pad."""
-    key = carry.pads.keys[0]
-    there = key.model_copy(update={"parts": [key.parts[0].model_copy(update=place), *key.parts[1:]]})
-    return changed(carry, keys=[there, *carry.pads.keys[1:]])
+    """The message with other values in the first place of its pads."""
+    first, *others = carry.pads.places
+    return changed(carry, places=[first.model_copy(update=place), *others])
 
 
 def zeroed(ends: Ends, end: str) -> list[int]:
@@ -96,7 +95,7 @@ def test_the_peer_of_the_link_is_told_of_the_key_and_the_other_of_the_masked_key
     assert (assign.link_id, assign.call, carry.link_id, carry.call) == ("near", "keys/assign", "far", "keys/carry")
     body = parsed(Carry, carry.body)
     pad = ends.block.material.reveal()[:32]
-    assert [k.key_id for k in body.pads.keys] == [key_id]
+    assert body.pads.named == [key_id]
     assert body.masked == [bytes(a ^ b for a, b in zip(key, pad, strict=True))]
 
 
@@ -105,7 +104,7 @@ def test_used_pads_are_erased_at_both_ends_and_never_claimed_again(ends: Ends) -
     assert zeroed(ends, "home") == zeroed(ends, "away") == [0, 1, 2]
     assert ends.home.rows(ALL_OF_THEM, "void") == [(3,)]
     ends.fetch(number=2)
-    first = [parsed(Carry, draft.body).pads.keys[0].parts[0].first for draft in ends.wire.sent[1::2]]
+    first = [parsed(Carry, draft.body).pads.places[0].first for draft in ends.wire.sent[1::2]]
     assert first == [0, 3]
 
 
@@ -298,7 +297,7 @@ def test_another_message_under_the_same_txid_is_refused(ends: Ends) -> None:
 def test_a_pad_is_used_once_whatever_is_said_of_it(ends: Ends) -> None:
     draft, carry = carried(ends)
     assert said(ends, draft) == "assigned"
-    another = changed(carry, keys=[carry.pads.keys[0].model_copy(update={"key_id": uuid4()})])
+    another = changed(carry, key_ids=uuid4().hex)
     assert said(ends, draft, another) == "conflict"
     assert ends.away.rows("SELECT state FROM block WHERE block_id = 'block-1'") == [("ready",)]
     assert ends.away.events("alarm.assign-conflict")
@@ -306,8 +305,8 @@ def test_a_pad_is_used_once_whatever_is_said_of_it(ends: Ends) -> None:
 
 def test_a_pad_for_two_keys_of_one_message_is_refused(ends: Ends) -> None:
     draft, carry = carried(ends, number=2)
-    one, other = carry.pads.keys
-    twice = changed(carry, keys=[one, other.model_copy(update={"parts": one.parts})])
+    (both,) = carry.pads.places
+    twice = changed(carry, places=[both.model_copy(update={"count": 1})] * 2)
     assert said(ends, draft, twice) == "conflict"
     nothing_of_it(ends)
 
@@ -445,7 +444,7 @@ def test_a_kme_that_forgot_its_pads_does_not_use_them_again(ends: Ends, tmp_path
     restored = Store(tmp_path / "copy", AuditChain(), clock)
     restored.reconciling.apply("far", "kme-1", ["block-1"], report.blocks, Entry("link.reconcile", "test"))
     offer = restored.agreed.offer(ends.demand(), lambda n: tuple(uuid4() for _ in range(n)), Entry("key.claim", "test"))
-    assert offer.pads[0].assign.keys[0].parts[0].first == 3
+    assert offer.pads[0].assign.places[0].first == 3
     restored.close()
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from hsmkme.errors import BlockConflict, BlockReplayed, PeerError, PeerRefused, PeerUnavailable
 from hsmkme.hsm import Token, TokenAddress
-from hsmkme.messages.bodies import Assign, AssignedKey, Place, Void
+from hsmkme.messages.bodies import Assign, Place, Void
 from hsmkme.messages.signing import Envelope, Message, signature_header
 from hsmkme.model import Entry
 from tests.conftest import PIN, FakeClock
@@ -240,8 +240,8 @@ def assign_of(pair: Pair, *, slaves: list[str], master: str = "a1", first: int =
     """An assign of segments of a block that kme-1 owns."""
     name = next(name for name, (mine, _, state) in pair.a.owned().items() if mine and name.startswith(LINK))
     place = Place(block_id=name.partition("/")[2], first=first, count=1, own_epoch=0)
-    listed = [AssignedKey(key_id=uuid4(), parts=[place]) for _ in range(keys)]
-    return Assign(master=master, slaves=slaves, size=256, keys=listed).encoded()
+    key_ids = "".join(uuid4().hex for _ in range(keys))
+    return Assign(master=master, slaves=slaves, size=256, key_ids=key_ids, places=[place] * keys).encoded()
 
 
 @pytest.mark.parametrize(
