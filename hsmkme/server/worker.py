@@ -41,6 +41,9 @@ FILES_SPARED: Final = 128
 GARBAGE_MOST: Final = 20_000
 """After how many new objects it is searched for garbage: every search stops all requests."""
 
+ARRIVALS_AT_ONCE: Final = 64
+"""How many connections are looked at before requests go on that were taken on: refusing others must not stop them."""
+
 _EXHAUSTED: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 STOP_SECONDS: Final = 2.0
 """How long a stopping worker waits for a request that a client may be sending on an idle connection, and a worker
@@ -94,8 +97,10 @@ class EventWorker(Worker):
         self._listen(True)
         while not self._finished():
             self.notify()
-            for key, _ in self._poll.select(self._turns.seconds_left(TICK_SECONDS)):
+            for number, (key, _) in enumerate(self._poll.select(self._turns.seconds_left(TICK_SECONDS)), 1):
                 key.data()
+                if number % ARRIVALS_AT_ONCE == 0:
+                    self._turns.run()
             self._turns.run()
             self._end_overdue(time.monotonic())
             if os.getppid() != self.ppid:
