@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from hsmkme.errors import RecordFault, StoreError, TokenError
+from hsmkme.errors import HsmkmeError, RecordFault, StoreError
 from hsmkme.model import BlockName, Entry, SealedKey
 from hsmkme.store import Store
 
@@ -21,7 +21,7 @@ def quarantine(store: Store, block: BlockName, actor: str) -> None:
         store.examining.examine(actor)
 
 
-def burn(store: Store, keys: Sequence[SealedKey], error: TokenError) -> None:
+def burn(store: Store, keys: Sequence[SealedKey], error: HsmkmeError) -> None:
     """Void keys that were claimed and cannot be opened. Durable writes: alarm, if a block is to blame; then one commit
     with key rows, erased segments and audit row."""
     if isinstance(error, RecordFault):

@@ -17,7 +17,7 @@ from hsmkme.admission import Admission
 from hsmkme.batches import Batches
 from hsmkme.burning import burn, quarantine
 from hsmkme.epochs import Epochs
-from hsmkme.errors import RecordFault, TokenError
+from hsmkme.errors import HsmkmeError, RecordFault, TokenError
 from hsmkme.hsm.tokens import Tokens
 from hsmkme.logbook import Logbook
 from hsmkme.messages.bodies import Body, Carry, KeyReport
@@ -38,8 +38,8 @@ from hsmkme.store import Claim, Collection, Draft, NewIds, Offer, Outcome, Pads,
 
 log = logging.getLogger(__name__)
 
-Opened = list[OpenKey] | TokenError
-"""What a request gets: its keys, or what the token met when it was to open them."""
+Opened = list[OpenKey] | HsmkmeError
+"""What a request gets: its keys, or what was met when they were to be opened."""
 
 
 class Custody:
@@ -121,7 +121,7 @@ class Custody:
         """Open keys that count as delivered since the last commit, all together if that can be done; void those that
         do not open."""
         if len(claimed) > 1:
-            with suppress(TokenError):  # whose keys it met is found by opening each claim's alone
+            with suppress(HsmkmeError):  # whose keys it met is found by opening each claim's alone
                 return [*self._together(claimed)]
         return [self._open_or_burn(keys) for keys in claimed]
 
@@ -132,7 +132,7 @@ class Custody:
     def _open_or_burn(self, keys: Sequence[SealedKey]) -> Opened:
         try:
             return self._epochs.open(keys)
-        except TokenError as error:
+        except HsmkmeError as error:
             burn(self._store, keys, error)
             return error
 
@@ -271,7 +271,7 @@ class Custody:
 
 
 def _given(opened: Opened) -> list[OpenKey]:
-    if isinstance(opened, TokenError):
+    if isinstance(opened, HsmkmeError):
         raise opened
     return opened
 
