@@ -100,6 +100,15 @@ def shim(shared_shim: Shim) -> Iterator[Shim]:
 
 
 @pytest.fixture
+def shimmed(address: TokenAddress, shim: Shim, clock: FakeClock) -> Iterator[Token]:
+    """The shared token behind that module, whose pauses pass by the test's clock."""
+    opened = Token(shim.address(address), lambda: PIN, clock=clock)
+    yield opened
+    shim.restore()
+    opened.close()
+
+
+@pytest.fixture
 def store(tmp_path: Path, clock: FakeClock) -> Iterator[Store]:
     """An empty store that knows epoch 1, a local link `local` and a link `far` to another KME."""
     path = tmp_path / "store.sqlite"

@@ -436,14 +436,6 @@ FAILING = {
 }
 
 
-@pytest.fixture
-def shimmed(address: TokenAddress, shim: Shim, clock: FakeClock) -> Iterator[Token]:
-    opened = Token(shim.address(address), lambda: PIN, clock=clock)
-    yield opened
-    shim.restore()
-    opened.close()
-
-
 @pytest.mark.parametrize("name", FAILING)
 def test_a_failing_token_blames_no_row_and_what_it_owes_is_given_afterwards(
     case: Case, shimmed: Token, shim: Shim, clock: FakeClock, name: str

@@ -37,14 +37,6 @@ def turns() -> Iterator[Turns]:
 
 
 @pytest.fixture
-def shimmed(address: TokenAddress, shim: Shim, clock: FakeClock) -> Iterator[Token]:
-    opened = Token(shim.address(address), lambda: PIN, clock=clock)
-    yield opened
-    shim.restore()
-    opened.close()
-
-
-@pytest.fixture
 def kme(address: TokenAddress, shimmed: Token, softhsm: Path, tmp_path: Path, clock: FakeClock) -> Kme:
     return Kme(make_site(tmp_path, shimmed, address.label, softhsm), clock)
 

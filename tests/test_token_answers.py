@@ -24,7 +24,7 @@ from hsmkme.hsm.faults import code_of, fault_of
 from hsmkme.hsm.module import load_module
 from hsmkme.model import RawBlock, SealedKey
 from tests.blocks import key_of, open_bytes, part_of
-from tests.conftest import PIN, FakeClock
+from tests.conftest import FakeClock
 from tests.shim import Shim
 
 _LINES = (Path(__file__).parent / "pkcs11-answers.txt").read_text().splitlines()
@@ -76,11 +76,8 @@ def test_an_answer_is_recognised_in_the_error_that_the_binding_makes_of_it(shim:
 
 
 @pytest.fixture
-def token(shim: Shim, address: TokenAddress, clock: FakeClock) -> Iterator[Token]:
-    opened = Token(shim.address(address), lambda: PIN, clock=clock)
-    yield opened
-    shim.restore()
-    opened.close()
+def token(shimmed: Token) -> Token:
+    return shimmed
 
 
 @pytest.fixture
