@@ -104,7 +104,7 @@ class FairUseSection(_Section):
     requests_per_sae: Limit = ""
     requests_total: Limit = ""
     keys_per_relation: Limit = ""
-    waiting: Positive = 24
+    waiting: Positive = 32
 
 
 class OfficerSection(_Section):
