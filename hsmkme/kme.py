@@ -190,7 +190,7 @@ class Kme:
         known = self._store.registry.known()
         policy.check_caller(caller, known.saes, self.kme_id)
         self._fair_use.admit(caller)
-        if len(set(key_ids)) != len(key_ids):
+        if len(key_ids) > 1 and len(set(key_ids)) != len(key_ids):
             raise BadRequest("a key_ID is given twice", rule="KEY-ID-5")
         if len(key_ids) > self.limits.max_key_per_request:
             raise BadRequest(f"at most {self.limits.max_key_per_request} key_IDs", rule="KEY-NUM-1")
@@ -203,7 +203,7 @@ class Kme:
             return answered
         policy.check_collectable(caller, master, key_ids, held)
         policy.check_age(key_ids, known.ttl(master, caller), self._clock())
-        keys = [held[key_id] for key_id in key_ids]
+        keys = list(held.values())  # all of them, in the order in which they were asked for
         try:
             return self._custody.collect(caller, keys, f"sae:{caller}", retry, self.limits.idempotency_seconds)
         except AnsweredAlready:
@@ -216,11 +216,10 @@ class Kme:
     def _held(self, key_ids: Sequence[UUID], master: Sae | None) -> dict[UUID, HeldKey]:
         """What is known of the keys; of those that are not, the KME of ``master`` is asked if this one may forget."""
         held = self._custody.held(key_ids)
-        unknown = [key_id for key_id in key_ids if key_id not in held]
-        if unknown and self._agreement is not None and master is not None and master.kme_id != self.kme_id:
-            self._agreement.pull(master.kme_id, unknown)
-            held = self._custody.held(key_ids)
-        return held
+        if len(held) == len(key_ids) or self._agreement is None or master is None or master.kme_id == self.kme_id:
+            return held
+        self._agreement.pull(master.kme_id, [key_id for key_id in key_ids if key_id not in held])
+        return self._custody.held(key_ids)
 
     def _retry(self, again: Repeatable | None, method: str, other: str, request: object) -> Retry | None:
         """What to remember of a request that may be repeated (point 24); None while that is switched off."""

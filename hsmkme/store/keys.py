@@ -63,7 +63,7 @@ class Keys:
         self._looks = Batches(self._held)
 
     def held(self, key_ids: Sequence[UUID]) -> dict[UUID, HeldKey]:
-        """Those of ``key_ids`` that exist, with their sealed parts while they have any. Reads only."""
+        """Those of ``key_ids`` that exist, in their order, with their sealed parts while they have any. Reads only."""
         return self._looks.do(key_ids)
 
     def _held(self, looks_now: Callable[[], Sequence[Sequence[UUID]]]) -> list[dict[UUID, HeldKey]]:
@@ -73,7 +73,7 @@ class Keys:
             live = [row.collectable or _is_kept(connection, row) for row in rows]
             runs = runs_of(connection, [place for row in compress(rows, live) for place in row.places])
         held = {row.key_id: _held(row, runs if is_live else {}) for row, is_live in zip(rows, live, strict=True)}
-        return [{key_id: held[key_id] for key_id in key_ids if key_id in held} for key_ids in looks]
+        return [{key_id: key for key_id in key_ids if (key := held.get(key_id)) is not None} for key_ids in looks]
 
     def collect(self, collections: Sequence[Collection]) -> None:
         """Mark keys collected; those that every slave now has are consumed, and erased.
