@@ -31,8 +31,8 @@ class Server(BaseApplication):
             "worker_class": "hsmkme.server.worker.EventWorker",
             "keyfile": str(listener.key),
             "certfile": str(listener.certificate),
-            "max_requests": 200_000,
-            "max_requests_jitter": 20_000,
+            "max_requests": 100_000,
+            "max_requests_jitter": 10_000,
             "limit_request_line": 8190,
             "limit_request_field_size": HEAD_LIMIT,
             "http_parser": "python",  # the one that `framing` was held against
