@@ -160,7 +160,7 @@ class Custody:
             return [self._carry(offer, pads) for pads in offer.pads]
         except TokenError as error:
             if isinstance(error, RecordFault):
-                quarantine(self._store, BlockName(error.link_id, error.block_id), "kme")
+                quarantine(self._store, error, "kme")
             self.withdraw(offer, type(error).__name__, "kme")
             raise
 
@@ -184,7 +184,7 @@ class Custody:
         try:
             return self._epochs.unmask(carry.masked, pads, carried_name(receipt.link_id, receipt.txid), keep)
         except RecordFault as fault:
-            quarantine(self._store, BlockName(fault.link_id, fault.block_id), entry.actor)
+            quarantine(self._store, fault, entry.actor)
             return keep(None)  # the answer is that these keys are void
 
     def settle(self, offer: Offer, demand: Demand, actor: str, retry: Retry | None = None) -> list[OpenKey]:
@@ -249,7 +249,7 @@ class Custody:
             opened = self._together([[held.key for held in each.keys] for each in collections])
         except RecordFault as fault:
             if len(collections) == 1:
-                quarantine(self._store, BlockName(fault.link_id, fault.block_id), collections[0].entry.actor)
+                quarantine(self._store, fault, collections[0].entry.actor)
             raise
         key_ids = [held.key.key_id for each in collections for held in each.keys]
         self._sound(lambda: self._store.keys.collect(collections), key_ids)

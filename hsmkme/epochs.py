@@ -211,4 +211,3 @@ class Epochs:
         for name in {self._token_of(epoch) for epoch in gone}:
             with suppress(*FAILING):  # a token that is away holds nothing
                 self._tokens[str(name)].forget()
-

@@ -135,9 +135,7 @@ class Kme:
             policy.check_linked(grant.peers, self._store.links.peers())
         peer, *further = grant.peers or (self.kme_id,)
         key_ids = self._new_ids(request.number)
-        demand = Demand(
-            grant.relation, peer, request.size, key_ids, grant.elsewhere, tuple(further), grant.fresh
-        )
+        demand = Demand(grant.relation, peer, request.size, key_ids, grant.elsewhere, tuple(further), grant.fresh)
         retry = self._retry(again, "enc_keys", slave, request)
         answered = self._answered(retry, caller)
         if answered is not None:

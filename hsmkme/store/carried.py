@@ -7,6 +7,7 @@ never compared, granted or reconciled. Its pads are taken like keys that are ass
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Final
@@ -54,7 +55,8 @@ class Carried:
             if is_open is None or rows_of(connection, assign.named):
                 return None
             named = zip(assign.named, told(assign), strict=True)
-            pads = [_pad(connection, link_id, assign, each) for each in named]
+            epochs = {place.block_id: place.own_epoch for place in assign.places}
+            pads = [_pad(connection, link_id, assign.size, epochs, each) for each in named]
         return None if None in pads else [pad for pad in pads if pad is not None]
 
     def accept(self, receipt: Receipt, assign: Assign, due: int, block: SealedBlock | None, entry: Entry) -> bytes:
@@ -66,9 +68,11 @@ class Carried:
         return self._inbox.assign(receipt, assign, due, entry, partial(_insert, block, entry.actor))
 
 
-def _pad(connection: sqlite3.Connection, link_id: str, assign: Assign, of: tuple[UUID, Told]) -> SealedKey | None:
+def _pad(
+    connection: sqlite3.Connection, link_id: str, size: int, epochs: Mapping[str, int], of: tuple[UUID, Told]
+) -> SealedKey | None:
+    """One pad, where its segments are still to be had; ``epochs``: of ownership, by block."""
     key_id, places = of
-    epochs = {place.block_id: place.own_epoch for place in assign.places}
     parts = []
     for block_id, first, count in places:
         where = {"link": link_id, "block": block_id, "own_epoch": epochs[block_id]}
@@ -77,8 +81,8 @@ def _pad(connection: sqlite3.Connection, link_id: str, assign: Assign, of: tuple
             return None
         epoch, key_bits, wrapped, sealed = row
         parts.append(Part(BlockSeal(BlockName(link_id, block_id), epoch, key_bits, wrapped), first, count, sealed))
-    long_enough = sum(part.count * part.block.key_bits for part in parts) >= assign.size
-    return SealedKey(key_id, assign.size, tuple(parts)) if long_enough else None
+    long_enough = sum(part.count * part.block.key_bits for part in parts) >= size
+    return SealedKey(key_id, size, tuple(parts)) if long_enough else None
 
 
 def _insert(

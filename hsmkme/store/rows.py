@@ -111,10 +111,7 @@ def can_be_served(state: str, served: int, due: int, slaves: int) -> bool:
 
 def update_rows(transaction: Transaction, statement: str, key_ids: Sequence[UUID], *values: object) -> int:
     """Run an UPDATE, which ends with a condition on ``values``, for these keys alone; returns how many it changed."""
-    return sum(
-        transaction.execute(f"{statement} AND {condition}", (*values, *wanted)).rowcount
-        for condition, wanted in _chunks([key_id.bytes for key_id in key_ids])
-    )
+    return len(change_states(transaction, statement, [key_id.bytes for key_id in key_ids], *values))
 
 
 def change_states(
